@@ -1,0 +1,63 @@
+"""What ``lepton plan`` says of a plan."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from leptonai.cli.output import facts, say, table
+from leptonai.cli.progress import duration
+from leptonai.compute.plan import Estimate, Plan
+from leptonai.core.units import format_bytes, format_flops, format_rate, format_seconds
+
+
+def print_plan(made: Plan, console: Console) -> None:
+    """The plan as tables for people."""
+    tuning, workload = made.tuning, made.workload
+    console.print(
+        facts(
+            {
+                "strategy": f"{made.strategy} over {made.num_workers} worker(s), backend {made.backend}",
+                "precision": f"{tuning.precision}, {tuning.memory_format}, "
+                f"{'compiled' if tuning.compile else 'not compiled'} ({tuning.why or 'default'})",
+                "model": f"{workload.num_parameters:,} parameters, {format_bytes(workload.parameter_bytes)}",
+                "run": f"{workload.total_steps:,} steps of {workload.global_batch_size:,} examples",
+            }
+        )
+    )
+    console.print()
+    console.print(_placements(made))
+    console.print()
+    console.print(_estimate(made.estimate, made.workload.total_steps))
+    for assumption in made.estimate.assumptions:
+        say(console, (f"assumed: {assumption}", "dim"))
+    for warning in made.warnings:
+        say(console, ("warning: ", "bold yellow"), warning)
+
+
+def _placements(made: Plan) -> Table:
+    rows = table("worker", "node", "device", "threads", "cores", right=("worker", "threads"))
+    for place in made.placements:
+        index = "" if place.device_index is None else f" {place.device_index}"
+        cores = ",".join(str(core) for core in place.cores) or "not pinned"
+        rows.add_row(str(place.rank), place.node, place.device_kind + index, str(place.threads), cores)
+    return rows
+
+
+def _estimate(estimate: Estimate, total_steps: int) -> Table:
+    rows = table("per step", "time", "from", right=("time",))
+    bandwidth, speed = estimate.bandwidth_bytes_per_second, estimate.flops_per_second
+    exchanged = f"{format_bytes(estimate.bytes_exchanged)} exchanged"
+    transfer = f"{exchanged} / {format_rate(bandwidth)}" if bandwidth else exchanged
+    operations = format_flops(estimate.flops).removesuffix("/s")
+    compute = f"{operations} / {format_flops(speed)}" if speed else operations
+    rows.add_row("T_transfer", _time(estimate.transfer_seconds), transfer)
+    rows.add_row("T_compute", _time(estimate.compute_seconds), compute)
+    total = estimate.total_seconds
+    whole = "" if total is None else f"{duration(total * total_steps)} for the whole run"
+    rows.add_row("T_total", _time(total), whole)
+    return rows
+
+
+def _time(seconds: float | None) -> str:
+    return "unknown" if seconds is None else format_seconds(seconds)

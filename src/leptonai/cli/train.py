@@ -1,0 +1,138 @@
+"""``lepton train``: run a job on a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from leptonai.cli.options import (
+    DEFAULT_HOME,
+    ClusterOption,
+    HomeOption,
+    JobArgument,
+    JsonOption,
+    SetOption,
+    home_directory,
+    read_cluster_file,
+)
+from leptonai.cli.output import INTERRUPTED_CODE, err, out, print_json, say, shown_path, table
+
+if TYPE_CHECKING:
+    from leptonai.launch.run import RunResult, TrainRequest
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  lepton train job.py --cluster cluster.yaml
+
+  lepton train job.py -c cluster.yaml --set epochs=2 --set optimizer.lr=0.01
+
+  lepton train job.py -c cluster.yaml --run-dir runs/mine --resume
+
+[dim]Ctrl-C saves a checkpoint and ends the run; --resume goes on from there.[/dim]
+"""
+
+RunDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        metavar="DIR",
+        help="Where the run keeps its files. Default: runs/TASK-DATE-TIME-XXXX below the current directory.",
+        show_default=False,
+    ),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last good checkpoint in the run directory.")
+]
+NoAutotuneOption = Annotated[
+    bool,
+    typer.Option("--no-autotune", help="Do not time alternatives first; use float32 and plain settings."),
+]
+
+
+def train(
+    job: JobArgument,
+    cluster: ClusterOption,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
+    settings: SetOption = None,
+    no_autotune: NoAutotuneOption = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the job on the cluster, show progress, and leave everything in the run directory."""
+    request = request_for(
+        job, cluster, run_dir=run_dir, resume=resume, settings=settings, autotune=not no_autotune, home=home
+    )
+    result = run_with_progress(request, quiet=as_json)
+    if as_json:
+        from leptonai.launch.run import result_to_json
+
+        print_json(result_to_json(result))
+    else:
+        print_result(result, out())
+    if result.status == "interrupted":
+        raise typer.Exit(INTERRUPTED_CODE)
+
+
+def request_for(
+    job: Path,
+    cluster: Path,
+    *,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    settings: list[str] | None,
+    autotune: bool = True,
+    home: Path,
+) -> TrainRequest:
+    """What ``train`` and ``plan`` ask of launch, from the words of the command line."""
+    from leptonai.launch.jobs import JobFile
+    from leptonai.launch.run import TrainRequest
+
+    found, text = read_cluster_file(cluster)
+    return TrainRequest(
+        job=JobFile(path=job),
+        cluster=found,
+        cluster_text=text,
+        run_dir=run_dir,
+        resume=resume,
+        overrides=tuple(settings or ()),
+        autotune=autotune,
+        home=home_directory(home),
+    )
+
+
+def run_with_progress(request: TrainRequest, *, quiet: bool) -> RunResult:
+    """Train with a display on standard error."""
+    from leptonai.cli.progress import TrainDisplay
+    from leptonai.launch.run import train as launch_train
+
+    display = TrainDisplay(err(), quiet=quiet)
+    try:
+        return launch_train(request, on_event=display)
+    except KeyboardInterrupt:
+        say(err(), "interrupted: all workers have ended")
+        raise
+    finally:
+        display.close()
+
+
+def print_result(result: RunResult, console: Console) -> None:
+    """The table of results, then where everything is."""
+    metrics = {name: value for name, value in result.metrics.items() if name != "loss"}
+    numbers = (*metrics, "examples", "seconds")
+    made = table("task", *numbers, right=numbers)
+    values = [f"{value:.4f}" for value in metrics.values()]
+    made.add_row(result.task, *values, f"{result.examples:,}", f"{result.seconds:.1f}")
+    console.print(made)
+    console.print()
+    if result.status != "done":
+        say(console, f"{result.status} after step {result.step}; go on with --resume")
+    say(console, f"run directory  {shown_path(result.run_dir)}")
+    if result.predicted_step_seconds and result.measured_step_seconds:
+        predicted, measured = result.predicted_step_seconds * 1e3, result.measured_step_seconds * 1e3
+        say(console, f"one step       {measured:.3g} ms measured, {predicted:.3g} ms predicted")
+    say(console, f"look closer    lepton runs show {result.run_id}")

@@ -1,0 +1,108 @@
+"""How much work a job is: the numbers a plan needs, found without training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from leptonai.core.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWork:
+    """One layer's share of the work.
+
+    Args:
+        name: path of the layer in the model, such as ``features.0``.
+        kind: the framework's name for it, such as ``Conv2d``.
+        num_parameters: trainable numbers it holds, >= 0.
+        flops: forward and backward floating-point operations per example, >= 0.
+        output_bytes: bytes of its output per example, >= 0.
+    """
+
+    name: str
+    kind: str
+    num_parameters: int
+    flops: float
+    output_bytes: int
+
+    def __post_init__(self) -> None:
+        _check_not_negative(self, ("num_parameters", "flops", "output_bytes"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The work of a whole job.
+
+    Args:
+        num_parameters: trainable numbers in the model, >= 0.
+        parameter_bytes: bytes of all of them together, which is also what one full gradient takes.
+        flops_per_example: forward and backward floating-point operations for one example, >= 0.
+        activation_bytes_per_example: bytes kept from the forward pass for the backward one, >= 0.
+        num_examples: training examples, >= 1.
+        global_batch_size: examples in one optimiser step over all workers, >= 1.
+        steps_per_epoch: optimiser steps in one pass over the examples, >= 1.
+        total_steps: optimiser steps in the whole run, >= 1.
+        layers: the layers, in the order they run; may be empty when nobody looked inside.
+
+    Raises:
+        InputError: a value lies outside its range.
+    """
+
+    num_parameters: int
+    parameter_bytes: int
+    flops_per_example: float
+    activation_bytes_per_example: int
+    num_examples: int
+    global_batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    layers: tuple[LayerWork, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = ("num_parameters", "parameter_bytes", "flops_per_example", "activation_bytes_per_example")
+        _check_not_negative(self, names)
+        for name in ("num_examples", "global_batch_size", "steps_per_epoch", "total_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Workload: expected {name} >= 1, found {getattr(self, name)}")
+
+    @property
+    def flops_per_step(self) -> float:
+        """Floating-point operations of one optimiser step, over all workers."""
+        return self.flops_per_example * self.global_batch_size
+
+    def to_json(self) -> dict[str, Any]:
+        """The workload as JSON-ready values; :meth:`from_json` reads them back."""
+        values: dict[str, Any] = _adapter().dump_python(self, mode="json")
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            InputError: a value is missing or has the wrong type.
+        """
+        try:
+            found: Self = _adapter().validate_json(json.dumps(values), strict=True)
+        except ValidationError as error:
+            raise InputError(f"not a workload: {error}") from error
+        return found
+
+
+@cache
+def _adapter() -> TypeAdapter[Any]:
+    return TypeAdapter(Workload)
+
+
+def _check_not_negative(value: LayerWork | Workload, names: tuple[str, ...]) -> None:
+    for name in names:
+        found = getattr(value, name)
+        if not (found >= 0 and math.isfinite(found)):
+            raise InputError(f"{type(value).__name__}: expected {name} >= 0, found {found}")

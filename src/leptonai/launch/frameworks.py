@@ -1,0 +1,109 @@
+"""Which adapter serves a job's model; the adapters themselves are imported only when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from leptonai.compute.plan import Tuning
+from leptonai.compute.workload import Workload
+from leptonai.core.errors import InputError
+
+if TYPE_CHECKING:
+    from leptonai.training.data.dataset import Data
+    from leptonai.training.job import TrainJob
+    from leptonai.training.learner import Exchange, Learner
+
+FrameworkName = Literal["pytorch", "tensorflow"]
+
+
+class Framework(Protocol):
+    """What launch needs of a framework's adapter."""
+
+    def learner(self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str) -> Learner: ...
+
+    def profile(self, job: TrainJob, data: Data, model: Any) -> Workload: ...
+
+    def tune(self, job: TrainJob, data: Data, *, threads: int, num_workers: int, device: str) -> Tuning: ...
+
+    def configure(self, threads: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PyTorchFramework:
+    """PyTorch, on CPUs and GPUs."""
+
+    def learner(self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str) -> Learner:
+        from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
+
+        options = TorchOptions(
+            precision=tuning.precision,
+            memory_format=tuning.memory_format,
+            compile=tuning.compile,
+            device=device,
+        )
+        return TorchLearner(job, exchange, options)
+
+    def profile(self, job: TrainJob, data: Data, model: Any) -> Workload:
+        from leptonai.training.pytorch.profile import profile
+
+        return profile(job, data, model)
+
+    def tune(self, job: TrainJob, data: Data, *, threads: int, num_workers: int, device: str) -> Tuning:
+        from leptonai.training.pytorch.autotune import autotune
+
+        return autotune(job, data, threads=threads, num_workers=num_workers, device=device)
+
+    def configure(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFlowFramework:
+    """Keras models on TensorFlow, on CPUs."""
+
+    def learner(self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str) -> Learner:
+        from leptonai.training.tensorflow.learner import KerasLearner
+
+        return KerasLearner(job, exchange, tuning=tuning)
+
+    def profile(self, job: TrainJob, data: Data, model: Any) -> Workload:
+        from leptonai.training.tensorflow.profile import profile_keras
+
+        return profile_keras(model, job, data)
+
+    def tune(self, job: TrainJob, data: Data, *, threads: int, num_workers: int, device: str) -> Tuning:
+        # A Keras step is one compiled graph already; there is nothing of the kind to choose.
+        from leptonai.training.tuning import untuned
+
+        return untuned(job, threads=threads, why="a Keras step is always one compiled graph")
+
+    def configure(self, threads: int) -> None:
+        from leptonai.training.tensorflow.learner import configure
+
+        configure(threads)
+
+
+FRAMEWORKS: dict[FrameworkName, Callable[[], Framework]] = {
+    "pytorch": PyTorchFramework,
+    "tensorflow": TensorFlowFramework,
+}
+
+
+def framework_of(model: Any) -> FrameworkName:
+    """Which framework a model belongs to, without importing either.
+
+    Raises:
+        InputError: neither a ``torch.nn.Module`` nor a Keras model.
+    """
+    modules = {cls.__module__.split(".")[0] for cls in type(model).__mro__}
+    if "keras" in modules:  # Keras on a torch backend is a Module too, so it is asked first
+        return "tensorflow"
+    if "torch" in modules:
+        return "pytorch"
+    raise InputError(
+        f"TrainJob: model() returned {type(model).__name__}, expected a torch.nn.Module or a Keras model"
+    )

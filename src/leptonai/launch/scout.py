@@ -1,0 +1,100 @@
+"""What the launcher must know of a job before it can plan, found in a worker so the launcher stays light."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leptonai.core.errors import Fault
+from leptonai.launch.frameworks import FRAMEWORKS, FrameworkName, framework_of
+from leptonai.launch.jobs import identity
+
+if TYPE_CHECKING:
+    from leptonai.training.job import TrainJob
+
+
+def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the job once, look at it, and time a few steps if asked; JSON-ready.
+
+    Args:
+        assignment: ``threads``, ``num_workers``, ``autotune``, ``device``, ``resume_dir`` (or None).
+    """
+    import torch
+
+    from leptonai.training.pytorch.profile import measure_core_flops
+    from leptonai.training.tuning import untuned
+
+    data = job.load_data()
+    name, model = _build(job, assignment["threads"])
+    framework = FRAMEWORKS[name]()
+    workload = framework.profile(job, data, model)
+    found = identity(job, model_shapes=_shapes(model), data=data.fingerprint(), num_examples=len(data.train))
+    resume, damaged = _look_for_checkpoint(assignment["resume_dir"])
+    threads = assignment["threads"]
+    if assignment["autotune"]:
+        tuning = framework.tune(
+            job, data, threads=threads, num_workers=assignment["num_workers"], device=assignment["device"]
+        )
+    else:
+        tuning = untuned(job, threads=threads)
+    return {
+        "task": job.name,
+        "framework": name,
+        "identity": found,
+        "workload": workload.to_json(),
+        "total_steps": job.total_steps(len(data.train)),
+        "steps_per_epoch": job.steps_per_epoch(len(data.train)),
+        "tuning": dataclasses.asdict(tuning),
+        "core_flops": measure_core_flops(),
+        "num_gpus": torch.cuda.device_count(),
+        "resume": resume,
+        "damaged": damaged,
+    }
+
+
+def _build(job: TrainJob, threads: int) -> tuple[FrameworkName, Any]:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(job.seed)
+    model = job.model()
+    name = framework_of(model)
+    if name == "pytorch":
+        from leptonai.training.pytorch.learner import build_model
+
+        model = build_model(job)
+    return name, model
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    if hasattr(model, "state_dict"):
+        return {
+            key: tuple(value.shape) for key, value in model.state_dict().items() if hasattr(value, "shape")
+        }
+    return {f"{index}/{value.path}": tuple(value.shape) for index, value in enumerate(model.weights)}
+
+
+def _look_for_checkpoint(directory: str | None) -> tuple[dict[str, Any] | None, list[dict[str, str]]]:
+    """The newest checkpoint that is whole, and the damaged ones passed over."""
+    if directory is None:
+        return None, []
+    from leptonai.training.checkpoint import DIGEST_NAME, CheckpointStore
+
+    damaged: list[dict[str, str]] = []
+    store = CheckpointStore(Path(directory) / "checkpoints", keep=1)
+    for path in reversed(store.list()):
+        try:
+            found = store.load(path)
+        except Fault as error:
+            damaged.append({"path": str(path), "reason": error.message})
+            continue
+        digest = (path / DIGEST_NAME).read_text().split()[0]
+        return {"step": found.step, "path": str(path), "digest": digest}, damaged
+    if damaged:
+        raise Fault(
+            f"{directory}: every checkpoint is damaged: {damaged[0]['reason']}",
+            hint="start the run anew in another directory",
+        )
+    return None, damaged

@@ -1,0 +1,123 @@
+"""Whatever a worker does, the gang ends at once and the worker's own words come first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from leptonai.core.control import Save, send_order
+from leptonai.core.errors import Fault, InputError
+from leptonai.core.events import CheckpointFailed, CheckpointSaved, Event, RunEnded, StepDone, WorkerFailed, WorkerStarted
+from leptonai.training.checkpoint import CheckpointStore
+from tests.launch.conftest import Runner
+
+
+class Stopwatch:
+    """Notes which processes there were."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, WorkerStarted):
+            self.pids.append(event.pid)
+
+
+@pytest.mark.parametrize(
+    ("mood", "words", "own_words"),
+    [
+        ("raise", "ValueError: the toy broke", "the toy broke"),
+        ("kill", "was killed by SIGKILL", "about to kill"),
+        ("exit", "ended with exit status 3", "about to exit"),
+    ],
+)
+def test_a_worker_that_dies_ends_the_gang_with_its_own_words(
+    run: Runner, mood: str, words: str, own_words: str
+) -> None:
+    watch = Stopwatch()
+    log = run.home / "run" / "logs" / "rank-1.log"
+    with pytest.raises(Fault, match="worker 1") as caught:
+        run(f"toy({mood!r})", listener=watch)
+    assert words in str(caught.value)
+    assert own_words in (caught.value.detail or "")
+    assert "about to" in log.read_text()
+    assert run.of(RunEnded)[0].at_seconds - log.stat().st_mtime < 2.0
+    assert not [pid for pid in watch.pids if psutil.pid_exists(pid)]
+    failed = run.of(WorkerFailed)
+    assert [event.rank for event in failed] == [1]
+    assert run.of(RunEnded)[0].status == "failed"
+
+
+def test_a_worker_that_is_stopped_ends_the_gang_within_two_seconds(run: Runner) -> None:
+    with pytest.raises(Fault, match="worker 1 is stopped"):
+        run("toy('stop')")
+    stopped = (run.home / "run" / "logs" / "rank-1.log").stat().st_mtime
+    assert run.of(RunEnded)[0].at_seconds - stopped < 2.0
+
+
+def test_a_worker_that_hangs_is_named_and_shows_where_it_hangs(run: Runner) -> None:
+    with pytest.raises(Fault, match="worker 1 made no progress") as caught:
+        run("toy('spin', at=9)", hang_seconds=1.0)
+    assert "misbehave" in (caught.value.detail or "")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(run: Runner) -> None:
+    with pytest.raises(Fault, match="step 8, worker 1: the loss is nan"):
+        run("toy('nan', at=8)")
+    kept = CheckpointStore(run.home / "run" / "checkpoints", keep=2).load_latest(lambda *_: None)
+    assert kept is not None
+    assert kept.step == 6
+
+
+def test_labels_out_of_range_are_the_callers_to_fix(run: Runner) -> None:
+    with pytest.raises(InputError, match=r"labels run from 0 to 7, the model has 3 outputs"):
+        run("toy(data=Data(train=Arrays(inputs, np.where(labels > 1, 7, labels))))")
+    assert not (run.home / "run").exists()
+
+
+def test_empty_data_is_the_callers_to_fix(run: Runner) -> None:
+    with pytest.raises(InputError, match="no example"):
+        run("toy(data=lambda: Data(train=Arrays(inputs[:0], labels[:0])))")
+
+
+def test_a_disk_that_is_full_while_saving_is_told_and_survived(run: Runner) -> None:
+    """/dev/full cannot hold a directory, so the checkpoints' place is one that cannot be made."""
+    (run.home / "run").mkdir()
+    (run.home / "run" / "checkpoints").write_text("in the way")
+    result = run()
+    assert result.status == "done"
+    assert result.step == 28
+    assert len(run.of(CheckpointFailed)) >= 2
+    assert not run.of(CheckpointSaved)
+
+
+def test_orders_reach_a_run_while_it_lives(run: Runner) -> None:
+    ordered: list[str] = []
+
+    def order(event: Event) -> None:
+        if isinstance(event, StepDone) and not ordered:
+            ordered.append(send_order(run.home / "run", Save()))
+
+    run("toy(pause=0.02, checkpoints=Checkpoints(every_seconds=0))", listener=order)
+    assert ordered == ["taken"]
+    assert len(run.of(CheckpointSaved)) == 2  # as ordered, and at the end
+    assert not (run.home / "run" / "control.sock").exists()
+
+
+def test_a_second_run_in_the_same_directory_needs_resume(run: Runner) -> None:
+    run(overrides=("steps=1",))
+    with pytest.raises(InputError, match="already holds a run"):
+        run(overrides=("steps=1",))
+
+
+def test_a_directory_that_cannot_be_written_is_refused(run: Runner) -> None:
+    with pytest.raises(InputError, match="cannot be used as run directory"):
+        run(run="/proc/lepton")
+
+
+def test_resume_needs_a_run(run: Runner) -> None:
+    with pytest.raises(InputError, match="no run to resume"):
+        run(resume=True)
+    assert not Path(run.home / "run").exists()
