@@ -40,7 +40,9 @@ class Runner:
     def write_job(self, name: str, expression: str) -> Path:
         """A job file whose ``job`` is an expression over the toy module."""
         path = self.home / f"{name}.py"
-        path.write_text(f"import sys\nsys.path.insert(0, {str(TOY.parent)!r})\nfrom toy import *\njob = {expression}\n")
+        path.write_text(
+            f"import sys\nsys.path.insert(0, {str(TOY.parent)!r})\nfrom toy import *\njob = {expression}\n"
+        )
         return path
 
     def __call__(
@@ -63,8 +65,8 @@ class Runner:
 
         path = job if isinstance(job, Path) else self.write_job(run, job)
         request = TrainRequest(
-            job=JobFile(path=path), cluster=cluster(workers, **changes), cluster_text="nodes: []\n", home=self.home / "home",
-            run_dir=self.home / run, resume=resume, overrides=overrides, autotune=autotune,
+            job=JobFile(path=path), cluster=cluster(workers, **changes), cluster_text="nodes: []\n",
+            home=self.home / "home", run_dir=self.home / run, resume=resume, overrides=overrides, autotune=autotune,
         )  # fmt: skip
         return train(request, on_event=hear, engine=self.engine)
 

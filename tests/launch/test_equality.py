@@ -164,7 +164,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(run: Runner) -> None:
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [("seed=6", "seed"), ("optimizer=adamw", "optimizer"), ("global_batch_size=31", "global_batch_size"), ("epochs=5", "total_steps")],
+    [
+        ("seed=6", "seed"),
+        ("optimizer=adamw", "optimizer"),
+        ("global_batch_size=31", "global_batch_size"),
+        ("epochs=5", "total_steps"),
+    ],
 )
 def test_another_jobs_directory_is_refused(run: Runner, change: str, word: str) -> None:
     run(run="run", overrides=("epochs=4",))

@@ -9,7 +9,15 @@ import pytest
 
 from leptonai.core.control import Save, send_order
 from leptonai.core.errors import Fault, InputError
-from leptonai.core.events import CheckpointFailed, CheckpointSaved, Event, RunEnded, StepDone, WorkerFailed, WorkerStarted
+from leptonai.core.events import (
+    CheckpointFailed,
+    CheckpointSaved,
+    Event,
+    RunEnded,
+    StepDone,
+    WorkerFailed,
+    WorkerStarted,
+)
 from leptonai.training.checkpoint import CheckpointStore
 from tests.launch.conftest import Runner
 

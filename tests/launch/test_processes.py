@@ -44,7 +44,10 @@ def launched(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         journal = run_dir / "events.jsonl"
-        wait_until(lambda: launcher.poll() is not None or (journal.exists() and "step_done" in journal.read_text()), "it trains")
+        wait_until(
+            lambda: launcher.poll() is not None or (journal.exists() and "step_done" in journal.read_text()),
+            "it trains",
+        )
         assert launcher.poll() is None, launcher.stdout.read() if launcher.stdout else ""
         yield launcher, run_dir
     finally:
@@ -85,7 +88,9 @@ def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
 def test_a_killed_zygote_takes_the_workers_with_it(tmp_path: Path) -> None:
     with launched(tmp_path) as (launcher, _run_dir):
         children = family(launcher)
-        zygote = next(child for child in children if "zygote" in " ".join(child.cmdline()) and child.children())
+        zygote = next(
+            child for child in children if "zygote" in " ".join(child.cmdline()) and child.children()
+        )
         zygote.kill()
         output, _ = launcher.communicate(timeout=DEADLINE_SECONDS)
         assert launcher.returncode == 4, output

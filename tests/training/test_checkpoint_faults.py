@@ -120,6 +120,52 @@ def test_writers_at_the_same_time_take_turns(tmp_path: Path) -> None:
     assert stores[0].load_latest(never) is not None
 
 
+# What can leave a trace on the disk; a save is killed just before each of its calls to these.
+DISK_CALLS = {"open", "write", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir", "flock", "close"}
+
+
+def save_and_die(store: CheckpointStore, wanted: Checkpoint, call: int) -> bool:
+    """Save in a forked process that SIGKILLs itself before its ``call``-th call to the disk; False if it lived."""
+    child = os.fork()
+    if child == 0:
+        left = call
+
+        def count(frame: object, event: str, function: object) -> None:
+            nonlocal left
+            if event == "c_call" and getattr(function, "__name__", "") in DISK_CALLS:
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.setprofile(count)
+            store.save(wanted)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def test_kill_before_each_call_to_the_disk_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(checkpoint(1, 100))
+    latest, call, outcomes = 1, 0, set()
+    # Three writes of the state, so that kills fall inside it too.
+    while save_and_die(store, checkpoint(latest + 1, 9 << 20), call):
+        found = store.load_latest(never)
+        assert found is not None
+        assert latest <= found.step <= latest + 1
+        for path in store.list():
+            store.load(path)
+        outcomes.add(found.step - latest)
+        latest, call = found.step, call + 1
+    assert call > 15
+    assert outcomes == {0, 1}
+    store.save(checkpoint(latest + 2, 10))
+    assert leftovers(tmp_path) == []
+    assert len(store.list()) == 1
+
+
 WRITER = """
 import sys
 from pathlib import Path

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 
 from leptonai.cli.output import facts, say, table
-from leptonai.cli.progress import duration
 from leptonai.compute.plan import Estimate, Plan
 from leptonai.core.units import format_bytes, format_flops, format_rate, format_seconds
 
@@ -54,7 +53,7 @@ def _estimate(estimate: Estimate, total_steps: int) -> Table:
     rows.add_row("T_transfer", _time(estimate.transfer_seconds), transfer)
     rows.add_row("T_compute", _time(estimate.compute_seconds), compute)
     total = estimate.total_seconds
-    whole = "" if total is None else f"{duration(total * total_steps)} for the whole run"
+    whole = "" if total is None else f"{format_seconds(total * total_steps)} for the whole run"
     rows.add_row("T_total", _time(total), whole)
     return rows
 

@@ -104,7 +104,8 @@ class TrainDisplay:
             self._bar.stop()
 
     def _say(self, sentence: Text) -> None:
-        (self._bar.console if self._bar is not None else self._console).print(sentence)
+        console = self._bar.console if self._bar is not None else self._console
+        console.print(sentence, soft_wrap=True)
 
     def _show_pace(self, event: Event) -> None:
         if self._bar is not None:

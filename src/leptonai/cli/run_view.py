@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from leptonai.cli.output import facts, say, shown_path
-from leptonai.cli.progress import duration
 from leptonai.cli.terminal_curve import Line, draw_lines, short
+from leptonai.core.units import format_seconds
 from leptonai.launch.curve import Curves, Point, along, in_epochs, spans_decades
 from leptonai.launch.rundir import RunDirectory, RunSummary
 
@@ -62,7 +62,8 @@ def _facts(run: RunDirectory, summary: RunSummary) -> dict[str, str]:
     rows["progress"] = f"step {summary.step} of {summary.total_steps}, epoch {done:.4g} of {whole:.4g}"
     if summary.seconds > 0:
         speed = summary.examples / summary.seconds
-        rows["speed"] = f"{summary.examples:,} examples in {duration(summary.seconds)}, {speed:,.0f} a second"
+        took = format_seconds(summary.seconds)
+        rows["speed"] = f"{summary.examples:,} examples in {took}, {speed:,.0f} a second"
     rows |= {name: short(value) for name, value in summary.metrics.items()}
     rows["directory"] = shown_path(run.path)
     return rows

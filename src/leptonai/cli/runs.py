@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated, Any
 
@@ -71,7 +72,7 @@ def show(
     if open_tensorboard:
         from leptonai.cli.tensorboard import serve
 
-        serve(found.tensorboard_path, port=port)
+        serve(found.tensorboard_path, port=port, environment=os.environ)
     elif as_json:
         print_json(run_view.run_to_json(found))
     else:

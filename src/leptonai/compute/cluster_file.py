@@ -20,8 +20,8 @@ from leptonai.compute.cluster import (
     Node,
     TopologyKind,
 )
+from leptonai.core.fields import ByteRate, ByteSize, Duration, FlopRate
 from leptonai.core.files import FileModel, Problem, problem, read_yaml
-from leptonai.core.units import ByteRate, ByteSize, Duration, FlopRate
 
 
 class DeviceFile(FileModel):

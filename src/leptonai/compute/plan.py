@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
 
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
+from leptonai.core.values import value_from_json, value_to_json
 
 RunPrecision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
@@ -140,7 +137,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON-ready values; :func:`plan_from_json` reads them back."""
-        values: dict[str, Any] = _adapter().dump_python(self, mode="json")
+        values: dict[str, Any] = value_to_json(self)
         return values
 
 
@@ -151,14 +148,9 @@ def plan_from_json(values: Mapping[str, Any]) -> Plan:
         InputError: a value is missing or has the wrong type.
     """
     try:
-        return _adapter().validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        raise InputError(f"not a plan: {error}") from error
-
-
-@cache
-def _adapter() -> TypeAdapter[Plan]:
-    return TypeAdapter(Plan)
+        return value_from_json(Plan, values)
+    except InputError as error:
+        raise InputError(f"not a plan: {error.message}", hint=error.hint) from error
 
 
 def _check(value: object, names: tuple[str, ...]) -> None:

@@ -18,17 +18,9 @@ from leptonai.compute.cluster_file import (
     TopologyFile,
     WorkersFile,
 )
+from leptonai.core.fields import ByteRate, ByteSize, Duration, FlopRate
 from leptonai.core.files import FileModel
-from leptonai.core.units import (
-    DURATION_UNITS,
-    FLOP_UNITS,
-    RATE_UNITS,
-    SIZE_UNITS,
-    ByteRate,
-    ByteSize,
-    Duration,
-    FlopRate,
-)
+from leptonai.core.units import DURATION_UNITS, FLOP_UNITS, RATE_UNITS, SIZE_UNITS
 
 SMALLEST = """\
 nodes:

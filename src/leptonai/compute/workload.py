@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Self
 
-from pydantic import TypeAdapter, ValidationError
-
 from leptonai.core.errors import InputError
+from leptonai.core.values import value_from_json, value_to_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +76,7 @@ class Workload:
 
     def to_json(self) -> dict[str, Any]:
         """The workload as JSON-ready values; :meth:`from_json` reads them back."""
-        values: dict[str, Any] = _adapter().dump_python(self, mode="json")
+        values: dict[str, Any] = value_to_json(self)
         return values
 
     @classmethod
@@ -90,15 +87,9 @@ class Workload:
             InputError: a value is missing or has the wrong type.
         """
         try:
-            found: Self = _adapter().validate_json(json.dumps(values), strict=True)
-        except ValidationError as error:
-            raise InputError(f"not a workload: {error}") from error
-        return found
-
-
-@cache
-def _adapter() -> TypeAdapter[Any]:
-    return TypeAdapter(Workload)
+            return value_from_json(cls, values)
+        except InputError as error:
+            raise InputError(f"not a workload: {error.message}", hint=error.hint) from error
 
 
 def _check_not_negative(value: LayerWork | Workload, names: tuple[str, ...]) -> None:

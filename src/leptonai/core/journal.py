@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from leptonai.core.clock import Clock, SystemClock
+from leptonai.core.disk import sync_directory
 from leptonai.core.errors import Fault, InputError
 from leptonai.core.events import EVENT_TYPES, Event, event_from_json, event_to_json
-from leptonai.core.files import sync_directory
 
 SYNC_SECONDS = 1.0
 _WORDS: Mapping[str, float] = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -6,14 +6,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 from leptonai.core.errors import InputError
-from leptonai.core.files import problem
 
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
@@ -152,21 +148,3 @@ def _format(value: float, units: Mapping[str, float]) -> str:
             unit = name
     scaled = value / units[unit]
     return f"{scaled:.0f} {unit}" if scaled >= 100 else f"{scaled:.3g} {unit}"
-
-
-def _field(parse: Callable[[str], float], example: str) -> BeforeValidator:
-    def check(value: object) -> float:
-        if not isinstance(value, str):
-            raise problem(f"{value!r} has no unit", hint=f"write it with a unit, such as {example}")
-        try:
-            return parse(value)
-        except InputError as error:
-            raise problem(error.message, hint=error.hint) from error
-
-    return BeforeValidator(check)
-
-
-ByteSize = Annotated[int, _field(parse_bytes, "80GiB")]
-ByteRate = Annotated[float, _field(parse_bytes_per_second, "10Gb/s")]
-FlopRate = Annotated[float, _field(parse_flops, "312TFLOP/s")]
-Duration = Annotated[float, _field(parse_seconds, "30s")]

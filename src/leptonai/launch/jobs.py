@@ -141,6 +141,8 @@ def _replace(target: Any, keys: list[str], value: Any, where: str) -> Any:
     if len(keys) > 1:
         value = _replace(getattr(target, keys[0]), keys[1:], value, where)
     current = getattr(target, keys[0])
+    if isinstance(current, str) and isinstance(value, bool):  # YAML reads the words on and off as booleans
+        value = "on" if value else "off"
     if callable(current) and not dataclasses.is_dataclass(current):
         raise InputError(f"{where}: {keys[0]} is a function and cannot be set on the command line")
     if (

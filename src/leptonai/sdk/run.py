@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leptonai.core.errors import Fault
 from leptonai.core.events import Event
-from leptonai.launch.frameworks import default_home
 from leptonai.launch.jobs import LiveJob
 from leptonai.launch.run import EpochAnswer, EpochReport, RunResult, TrainRequest, train
 from leptonai.sdk.cluster import TrainingCluster
@@ -16,6 +17,7 @@ from leptonai.sdk.cluster import TrainingCluster
 if TYPE_CHECKING:
     from leptonai.training.learner import LearnerState
 
+DEFAULT_HOME = "~/.local/share/lepton"
 Gate = Callable[[EpochReport], EpochAnswer]
 
 
@@ -31,11 +33,16 @@ def run_live(
         job=job,
         cluster=cluster.cluster,
         cluster_text=cluster.text,
-        home=default_home(os.environ),
+        home=Path(os.environ.get("LEPTON_HOME") or DEFAULT_HOME).expanduser().absolute(),
         run_dir=cluster.run_dir,
         epoch_gate=gate,
     )
     return train(request, on_event=on_event)
+
+
+def search_path() -> tuple[str, ...]:
+    """Where the caller's own modules are found, as absolute folders."""
+    return tuple(str(Path(place).absolute()) for place in sys.path)
 
 
 def final_state(result: RunResult) -> LearnerState:

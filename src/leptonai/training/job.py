@@ -73,7 +73,10 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
-    """When to save: every so many steps and/or seconds (0: not by that rule), always at the end; the last ``keep`` stay."""
+    """When to save: every so many steps and/or seconds (0: not by that rule), and always at the end.
+
+    The last ``keep`` checkpoints stay.
+    """
 
     every_steps: int = 0
     every_seconds: float = 60.0
@@ -99,6 +102,15 @@ class Speed:
     compile: Toggle = "auto"
     prefetch: int | None = None
     log_every_seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.memory_format not in ("auto", "contiguous", "channels_last"):
+            hint = "one of auto, contiguous, channels_last"
+            raise InputError(f"Speed: unknown memory_format {self.memory_format!r}", hint=hint)
+        if self.compile not in ("auto", "on", "off"):
+            raise InputError(f"Speed: unknown compile {self.compile!r}", hint="one of auto, on, off")
+        if (self.prefetch is not None and self.prefetch < 0) or not self.log_every_seconds > 0:
+            raise InputError("Speed: expected prefetch >= 0 and log_every_seconds > 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

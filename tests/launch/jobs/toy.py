@@ -35,7 +35,12 @@ class Net(nn.Module):
             if self.calls == self.at and torch.distributed.get_rank() == self.rank:
                 self.misbehave()
         outputs = self.layers(x)
-        if self.mood == "nan" and self.training and self.calls == self.at and torch.distributed.get_rank() == self.rank:
+        if (
+            self.mood == "nan"
+            and self.training
+            and self.calls == self.at
+            and torch.distributed.get_rank() == self.rank
+        ):
             outputs = outputs * float("nan")
         return outputs
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from leptonai.core.errors import InputError
 from leptonai.training.data.augment import Draws, RandomFlip, Scale
-from leptonai.training.data.dataset import Arrays, Data, label_range
-from leptonai.training.data.files import ArrayFiles
+from leptonai.training.data.dataset import ArrayColumn, Arrays, Data, label_range
+from leptonai.training.data.files import ArrayFiles, open_array
 
 
 def arrays(num_examples: int = 6) -> Arrays:
@@ -51,6 +51,14 @@ def test_first_keeps_the_beginning_of_every_kind_of_column(tmp_path: Path) -> No
     assert in_memory.tolist() == in_file.tolist() == [3, 0]
     with pytest.raises(IndexError):
         mixed.columns[1].take(np.array([4]))
+
+
+def test_batches_of_a_memory_map_are_plain_arrays(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(6))
+    column = Arrays(open_array(tmp_path / "a.npy")).first(3).columns[0]
+    assert isinstance(column, ArrayColumn)
+    assert isinstance(column.array, np.memmap)
+    assert type(column.take(np.array([1]))) is np.ndarray
 
 
 def test_first_of_more_than_there_are_is_all() -> None:

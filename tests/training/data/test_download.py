@@ -205,7 +205,7 @@ def test_a_package_is_asked_for_by_exact_version_and_without_scripts(
 def test_what_npm_complains_about_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_npm(tmp_path / "bin", "echo 'npm error code E404' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(Fault, match="npm pack some@1.2.3: npm error code E404"):
+    with pytest.raises(Fault, match=r"npm pack some@1\.2\.3: npm error code E404"):
         from_npm("some@1.2.3", ["x"], tmp_path)
 
 

@@ -61,7 +61,8 @@ class ArrayColumn:
         return len(self.array)
 
     def take(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
-        return self.array.take(indices, axis=0)
+        # A memory map would hand out memory maps, which are slower in all that follows.
+        return np.asarray(self.array).take(indices, axis=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +151,7 @@ class Arrays:
 
 def _column(place: int, column: Any) -> Column:
     if hasattr(column, "__array__"):
-        array = np.asarray(column)
+        array = column if isinstance(column, np.memmap) else np.asarray(column)
         if array.ndim == 0:
             raise InputError(f"Arrays: column {place} is a single number, expected one value an example")
         if array.dtype.hasobject:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,12 +42,12 @@ _MAX_BYTES = 1 << 30
 
 def mnist_zipped(folder: Path) -> Decoded:
     """MNIST as four gzipped IDX files."""
-    return {name: read_idx(folder / f"{file}.gz") for name, file in zip(_NAMES, MNIST_FILES, strict=True)}
+    return _matched(folder, *(read_idx(folder / f"{file}.gz") for file in MNIST_FILES))
 
 
 def mnist_plain(folder: Path) -> Decoded:
     """MNIST as four IDX files."""
-    return {name: read_idx(folder / file) for name, file in zip(_NAMES, MNIST_FILES, strict=True)}
+    return _matched(folder, *(read_idx(folder / file) for file in MNIST_FILES))
 
 
 def cifar10_mosaics(folder: Path) -> Decoded:
@@ -54,8 +55,8 @@ def cifar10_mosaics(folder: Path) -> Decoded:
     images = {batch: _mosaic(folder / f"{batch}.webp") for batch in CIFAR10_BATCHES}
     try:
         with np.load(folder / "labels.npz", allow_pickle=False) as labels:
-            return _joined(images, labels["train"], labels["test"])
-    except (OSError, ValueError, KeyError, zlib.error) as error:
+            return _joined(folder, images, labels["train"], labels["test"])
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{folder / 'labels.npz'}: cannot be read ({error})") from error
 
 
@@ -69,7 +70,7 @@ def cifar10_strips(folder: Path) -> Decoded:
         images[batch] = pixels.reshape(-1, 32, 32, 3)
     # The package spells its files so.
     labels = [_json_labels(folder / f"{part}_lables.json") for part in ("train", "test")]
-    return _joined(images, *labels)
+    return _joined(folder, images, *labels)
 
 
 def cifar10_binary(folder: Path) -> Decoded:
@@ -89,7 +90,7 @@ def cifar10_binary(folder: Path) -> Decoded:
         name: rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for name, rows in records.items()
     }
     labels = np.concatenate([records[batch][:, 0] for batch in CIFAR10_BATCHES[:-1]])
-    return _joined(images, labels, records["test_batch"][:, 0])
+    return _joined(folder, images, labels, records["test_batch"][:, 0])
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -105,8 +106,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"{path}: cannot be read ({error})") from error
     num_axes = contents[3] if len(contents) > 3 and contents.startswith(_IDX_BYTES) else 0
     header_bytes = 4 + 4 * num_axes
-    shape = tuple(np.frombuffer(contents[4:header_bytes], ">u4").tolist()) if num_axes else ()
-    if len(shape) != num_axes or not shape or len(contents) - header_bytes != math.prod(shape):
+    shape = [int.from_bytes(contents[place : place + 4], "big") for place in range(4, header_bytes, 4)]
+    if not shape or len(contents) - header_bytes != math.prod(shape):
         raise InputError(f"{path}: is not a whole IDX file of bytes")
     return np.frombuffer(contents, np.uint8, offset=header_bytes).reshape(shape)
 
@@ -134,12 +135,18 @@ def _json_labels(path: Path) -> NDArray[np.uint8]:
     try:
         text = path.read_text().strip()
         # The package leaves out the brackets.
-        return np.array(json.loads(text if text.startswith("[") else f"[{text}]"), np.uint8)
+        return np.array(json.loads(f"[{text}]" if text[:1].isdigit() else text), np.uint8)
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: cannot be read as labels ({error})") from error
 
 
-def _joined(images: Mapping[str, NDArray[Any]], train_labels: Any, test_labels: Any) -> Decoded:
+def _joined(folder: Path, images: Mapping[str, NDArray[Any]], train_labels: Any, test_labels: Any) -> Decoded:
     train = np.concatenate([images[batch] for batch in CIFAR10_BATCHES[:-1]])
-    decoded = dict(zip(_NAMES, (train, train_labels, images["test_batch"], test_labels), strict=True))
-    return {name: np.ascontiguousarray(array, np.uint8) for name, array in decoded.items()}
+    return _matched(folder, train, train_labels, images["test_batch"], test_labels)
+
+
+def _matched(folder: Path, *arrays: NDArray[Any]) -> Decoded:
+    for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
+        if len(images) != len(labels):
+            raise InputError(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
+    return {name: np.ascontiguousarray(array, np.uint8) for name, array in zip(_NAMES, arrays, strict=True)}

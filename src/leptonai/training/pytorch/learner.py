@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -66,9 +66,9 @@ class TorchLearner:
         self._optimizer = build_optimizer(job, self._parameters)
         self._base_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self.train_metric_sums = {}
-        if options.compile:
-            self.model.compile()
-        self._module: nn.Module = _StepModule(self.model, job.step or self._default_step)
+        # Not Module.compile(): dynamo skips torch.nn's own frames there, and a Sequential stays uncompiled.
+        trained = cast(nn.Module, torch.compile(self.model)) if options.compile else self.model
+        self._module: nn.Module = _StepModule(trained, job.step or self._default_step)
         if exchange.num_workers > 1:
             self._module = DistributedDataParallel(
                 self._module,

@@ -80,7 +80,8 @@ def _check_labels(data: Data, classes: int | None) -> None:
         span = label_range(arrays) if arrays is not None and classes is not None else None
         if span is not None and classes is not None and (span[0] < 0 or span[1] >= classes):
             raise InputError(
-                f"labels out of range: the {name} labels run from {span[0]} to {span[1]}, the model has {classes} outputs",
+                f"labels out of range: the {name} labels run from {span[0]} to {span[1]}, "
+                f"the model has {classes} outputs",
                 hint=f"labels must be whole numbers from 0 to {classes - 1}",
             )
 

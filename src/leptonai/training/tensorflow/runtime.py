@@ -12,7 +12,6 @@ from leptonai.core.errors import InputError
 QUIET_ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    "TF_ENABLE_ONEDNN_OPTS": "1",
 }
 """For processes that will import TensorFlow: its start-up messages say nothing a user can act on."""
 

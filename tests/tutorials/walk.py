@@ -1,0 +1,148 @@
+"""Runs the code blocks of a page in the order a reader would, and compares what it shows loosely.
+
+An HTML comment right before a block says what it is:
+
+- ``<!-- file: NAME -->``: the block is the content of a file, written to NAME;
+- ``<!-- not run: REASON -->``: the block is left out;
+- ``<!-- runnable -->``: a ``python`` block to run as a program;
+- ``<!-- interrupt -->``: a ``sh`` block that gets a Ctrl-C once its run has taken a step.
+
+A ``sh`` block without a comment is run; a ``text`` block after it shows its output. Numbers, names of runs,
+paths, precision and memory format may differ, and so may the number of progress lines and all of a drawing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SUBSET = ROOT / "tests" / "data"
+TIMEOUT_SECONDS = 200.0
+
+_BLOCK = re.compile(r"^(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
+_DRAWING = re.compile("[\u2500-\u257f\u2800-\u28ff]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One fenced block: its language, what the comment before it says, its text and its line."""
+
+    language: str
+    note: str
+    body: str
+    line: int
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the block is a program the page has a reader run."""
+        if self.note.startswith(("not run:", "file:")):
+            return False
+        return self.language == "sh" or self.note == "runnable"
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    text = page.read_text()
+    return [
+        Block(language=m["language"], note=m["note"] or "", body=m["body"], line=text.count("\n", 0, m.start()) + 1)
+        for m in _BLOCK.finditer(text)
+    ]
+
+
+def walk(page: Path, folder: Path, *, settings: str = "") -> list[tuple[Block, str, str]]:
+    """Do what the page says in ``folder``; returns (block, output shown, output found) where output is shown.
+
+    Args:
+        settings: added to every ``lepton train`` command, so that a small data set gives a run of fit length.
+    """
+    env = environment(folder)
+    compared = []
+    found, ran = "", None
+    for block in blocks(page):
+        if block.note.startswith("file: "):
+            (folder / block.note.removeprefix("file: ")).write_text(block.body)
+        elif block.is_run:
+            ran, found = block, _run(block, folder, env, settings)
+        elif block.language == "text" and ran is not None and block.note == "":
+            compared.append((ran, block.body, found))
+            ran = None
+    return compared
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The small data set, a home of its own, and this interpreter's commands first."""
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "LEPTON_DATA": str(SUBSET),
+        "LEPTON_HOME": str(folder / ".home"),
+        "COLUMNS": "100",
+        "PYTHONIOENCODING": "utf-8",
+    }
+
+
+def _run(block: Block, folder: Path, env: Mapping[str, str], settings: str) -> str:
+    command = [sys.executable, "-c", block.body]
+    if block.language == "sh":
+        text = re.sub(r"^(lepton train .*)$", rf"\1 {settings}", block.body, flags=re.M)
+        command = ["bash", "-euo", "pipefail", "-c", text]
+    process = subprocess.Popen(
+        command, cwd=folder, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        expected = 0
+        if block.note == "interrupt":
+            expected = 130
+            _wait_for_a_step(process, folder)
+            os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    assert process.returncode == expected, f"line {block.line}: {block.body}ended with {process.returncode}:\n{output}"
+    return output
+
+
+def _wait_for_a_step(process: subprocess.Popen[str], folder: Path) -> None:
+    """Until a run that is not over has taken a step."""
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        for journal in folder.glob("runs/*/events.jsonl"):
+            text = journal.read_text()
+            if "step_done" in text and "run_ended" not in text:
+                return
+        time.sleep(0.02)
+    raise AssertionError("the run took no step to be interrupted after")
+
+
+def normalised(output: str) -> list[str]:
+    """The lines of an output without what differs between machines and runs, each once.
+
+    >>> normalised("step 12  evaluation: accuracy 0.9\\nstep 24  evaluation: accuracy 0.95\\n")
+    ['step N evaluation: accuracy N']
+    """
+    lines: dict[str, None] = {}
+    for line in output.splitlines():
+        if not line.strip() or _DRAWING.search(line):
+            continue
+        line = re.sub(r"\S*/\S*/\S*", "PATH", line)
+        line = re.sub(r"\b[\w-]+-\d{8}-\d{6}-[0-9a-f]{4}\b", "RUN", line)
+        line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME", line)
+        line = re.sub(r"\d[\d,.:]*(e[-+]?\d+)?", "N", line)
+        line = re.sub(r"\bN [numkMGT]?(s|B|KiB|MiB|GiB|FLOP)\b", r"N \1", line)
+        line = re.sub(r"\bN (KiB|MiB|GiB)\b", "N B", line)
+        line = re.sub(r"\bN s (left|for the whole run)", r"N \1", line)
+        line = re.sub(r"\b(float|bfloat)N\b", "PRECISION", line)
+        line = re.sub(r"\b(contiguous|channels_last)\b", "FORMAT", line)
+        lines[" ".join(line.split())] = None
+    return list(lines)
