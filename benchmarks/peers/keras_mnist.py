@@ -23,10 +23,10 @@ def network() -> Any:
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
-            keras.layers.Conv2D(16, 5, **start(25)),
+            keras.layers.Conv2D(8, 5, **start(25)),
             keras.layers.MaxPooling2D(),
             keras.layers.ReLU(),
-            keras.layers.Conv2D(32, 5, **start(16 * 25)),
+            keras.layers.Conv2D(32, 5, **start(8 * 25)),
             keras.layers.MaxPooling2D(),
             keras.layers.ReLU(),
             keras.layers.Flatten(),

@@ -19,10 +19,10 @@ from benchmarks.peers.report import Arguments, Reporter, read_arguments
 def network() -> nn.Module:
     """The layers of ``examples/mnist``, written out."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 5),
+        nn.Conv2d(1, 8, 5),
         nn.MaxPool2d(2),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 5),
+        nn.Conv2d(8, 32, 5),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),

@@ -5,7 +5,7 @@ An HTML comment right before a block says what it is:
 - ``<!-- file: NAME -->``: the block is the content of a file, written to NAME;
 - ``<!-- not run: REASON -->``: the block is left out;
 - ``<!-- runnable -->``: a ``python`` block to run as a program;
-- ``<!-- interrupt -->``: a ``sh`` block that gets a Ctrl-C once its run has taken a step.
+- ``<!-- interrupt -->``: a ``sh`` block that gets a Ctrl-C once its run has taken a few steps.
 
 A ``sh`` block without a comment is run; a ``text`` block after it shows its output. Numbers, names of runs,
 paths, precision and memory format may differ, and so may the number of progress lines and all of a drawing.
@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SUBSET = ROOT / "tests" / "data"
 TIMEOUT_SECONDS = 200.0
+REPORTS_BEFORE_INTERRUPT = 3
 
 _BLOCK = re.compile(r"^(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
 _DRAWING = re.compile("[\u2500-\u257f\u2800-\u28ff]")
@@ -102,7 +103,7 @@ def _run(block: Block, folder: Path, env: Mapping[str, str], settings: str) -> s
         expected = 0
         if block.note == "interrupt":
             expected = 130
-            _wait_for_a_step(process, folder)
+            _wait_for_steps(process, folder)
             os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except BaseException:
@@ -113,16 +114,16 @@ def _run(block: Block, folder: Path, env: Mapping[str, str], settings: str) -> s
     return output
 
 
-def _wait_for_a_step(process: subprocess.Popen[str], folder: Path) -> None:
-    """Until a run that is not over has taken a step."""
+def _wait_for_steps(process: subprocess.Popen[str], folder: Path) -> None:
+    """Until a run that is not over has reported steps a few times."""
     end = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < end and process.poll() is None:
         for journal in folder.glob("runs/*/events.jsonl"):
             text = journal.read_text()
-            if "step_done" in text and "run_ended" not in text:
+            if text.count("step_done") >= REPORTS_BEFORE_INTERRUPT and "run_ended" not in text:
                 return
         time.sleep(0.02)
-    raise AssertionError("the run took no step to be interrupted after")
+    raise AssertionError("the run ended, or took no step, before it could be interrupted")
 
 
 def normalised(output: str) -> list[str]:

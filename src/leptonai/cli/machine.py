@@ -128,7 +128,7 @@ def _frameworks() -> Iterator[Finding]:
     tensorflow = _version("tensorflow") or _version("tensorflow-cpu")
     yield findings.on_package("tensorflow", tensorflow, extra="tensorflow")
     yield findings.on_package("keras", _version("keras"), extra="tensorflow")
-    yield findings.on_package("tensorboard", _version("tensorboard"), extra="tensorboard")
+    yield findings.on_package("tensorboard", _version("tensorboard"))
 
 
 def _ask_torch() -> dict[str, Any]:

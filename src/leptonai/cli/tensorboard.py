@@ -30,7 +30,7 @@ def serve(directory: Path, *, port: int, environment: Mapping[str, str]) -> NoRe
         InputError: TensorBoard is not installed, the port is taken, or the run has written no events for it.
     """
     if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("TensorBoard is not installed", hint="pip install 'openlepton[tensorboard]'")
+        raise InputError("TensorBoard is not installed", hint="pip install tensorboard")
     if not directory.is_dir():
         raise InputError(f"{directory}: the run has written nothing for TensorBoard yet")
     check_port_is_free(port)

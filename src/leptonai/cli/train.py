@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,6 +94,8 @@ def request_for(
     from leptonai.launch.run import TrainRequest
 
     found, text = read_cluster_file(cluster)
+    # Job files look for data sets where the environment says; the workers inherit this one.
+    os.environ["LEPTON_HOME"] = str(home_directory(home))
     return TrainRequest(
         job=JobFile(path=job),
         cluster=found,

@@ -179,8 +179,6 @@ def identity(
         "precision": job.precision,
         "seed": job.seed,
         "total_steps": job.total_steps(num_examples),
-        "prepare": [_word(step) for step in getattr(job.load_data(), "prepare", ())],
-        "augment": [_word(step) for step in getattr(job.load_data(), "augment", ())],
     }
 
 

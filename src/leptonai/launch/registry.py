@@ -185,7 +185,7 @@ def workspace_url(home: Path) -> str:
 
 
 @contextmanager
-def open_registry(home: Path) -> Iterator[RunRegistry]:
+def open_registry(home: Path, *, clock: Clock | None = None) -> Iterator[RunRegistry]:
     """The register of a home directory, which is made if it is not there.
 
     Raises:
@@ -197,4 +197,4 @@ def open_registry(home: Path) -> Iterator[RunRegistry]:
         hint = "name another with --home, or set LEPTON_HOME"
         raise InputError(f"{home}: cannot be made: {error.strerror}", hint=hint) from error
     with closing(Workspace.open(workspace_url(home))) as workspace:
-        yield RunRegistry(workspace)
+        yield RunRegistry(workspace, clock=clock)

@@ -28,6 +28,7 @@ from leptonai.sdk.keras_job import WEIGHTS, KerasJob, pack_model
 from leptonai.sdk.run import final_state, run_live, search_path
 from leptonai.training.learner import LearnerState
 from leptonai.training.tensorflow import tensors
+from leptonai.training.tensorflow.metrics import compiled_metrics
 
 DEFAULT_BATCH_SIZE = 32  # Keras's
 EVALUATION_BATCH_SIZE = 512  # only speed depends on it
@@ -171,6 +172,7 @@ def _live_job(model: Any, request: FitRequest, sets: _Sets) -> LiveJob:
         train=sources.put(sets.train, "train", shared),
         evaluate=None if sets.validation is None else sources.put(sets.validation, "evaluate", shared),
         has_weights_column=sets.train.weights is not None,
+        metrics=tuple(compiled_metrics(model)),
         global_batch_size=sets.batch_size,
         evaluation_batch_size=request.validation_batch_size or EVALUATION_BATCH_SIZE,
         evaluate_every_epochs=0 if sets.validation is None else every,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -29,6 +29,7 @@ class KerasJob:
         own_code: cloudpickle bytes of the layers and functions it uses that are not Keras's, by name.
         search_path: ``sys.path`` of the caller, where its modules are found.
         has_weights_column: whether batches carry a weight an example.
+        metrics: names of the metrics the model was compiled with.
     """
 
     model: Mapping[str, Any]
@@ -37,20 +38,20 @@ class KerasJob:
     train: Source
     evaluate: Source | None
     has_weights_column: bool
+    metrics: tuple[str, ...]
     global_batch_size: int
     evaluation_batch_size: int
     evaluate_every_epochs: int
     epochs: int
     seed: int
     name: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, arrays: Mapping[str, Array]) -> TrainJob:
         from leptonai.training.tensorflow.runtime import import_keras
 
         sys.path += [place for place in self.search_path if place not in sys.path]
         import_keras()
-        from leptonai.training.tensorflow.metrics import compiled_metrics
+        from leptonai.training.tensorflow.metrics import CompiledMetric
         from leptonai.training.tensorflow.objective import WeightedStep
 
         evaluate = None if self.evaluate is None else self.evaluate.open(arrays)
@@ -67,7 +68,8 @@ class KerasJob:
             evaluate=Evaluate(
                 every_epochs=self.evaluate_every_epochs,
                 batch_size=self.evaluation_batch_size,
-                metrics=compiled_metrics(self._model(arrays[WEIGHTS])),
+                # The model must not be built yet: the worker has not set TensorFlow's threads.
+                metrics={name: CompiledMetric(name) for name in self.metrics},
             ),
             checkpoints=Checkpoints(keep=1),
         )

@@ -178,13 +178,8 @@ class Loop:
         mine = chosen.indices[share]
         if not len(mine):
             return [], total
-        batch: Batch = self._data.train.take(mine)
-        if self._data.augment:
-            draws = Draws(seed=self._job.seed, epoch=chosen.epoch, step=step, num_examples=total, share=share)
-            for augment in self._data.augment:
-                batch = augment(batch, draws)
-        for prepare in self._data.prepare:
-            batch = prepare(batch)
+        draws = Draws(seed=self._job.seed, epoch=chosen.epoch, step=step, num_examples=total, share=share)
+        batch = self._data.training_batch(mine, draws)
         cuts = shares(len(mine), min(self._job.accumulate, len(mine)))
         return [tuple(column[cut] for column in batch) for cut in cuts], total
 
@@ -340,10 +335,8 @@ class Loop:
         share = shares(len(examples), self._exchange.num_workers)[self._exchange.rank]
         size = self._job.evaluate.batch_size
         for begin in range(share.start, share.stop, size):
-            batch: Batch = examples.take(np.arange(begin, min(begin + size, share.stop), dtype=np.int64))
-            for prepare in self._data.prepare:
-                batch = prepare(batch)
-            yield batch
+            indices = np.arange(begin, min(begin + size, share.stop), dtype=np.int64)
+            yield self._data.evaluation_batch(indices)
 
     def _save(self, done: int, window: _Window) -> None:
         """Save on rank 0; a full disk is told and survived, the last good checkpoint stays."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -192,10 +193,16 @@ class TorchLearner:
         return contextlib.nullcontext()
 
     def _to_device(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        tensors = (torch.from_numpy(np.ascontiguousarray(column)) for column in batch)
-        if self._options.memory_format == "channels_last":
-            tensors = (t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors)
-        return tuple(t.to(self._device, non_blocking=True) for t in tensors)
+        return tuple(self._to_tensor(column).to(self._device, non_blocking=True) for column in batch)
+
+    def _to_tensor(self, column: NDArray[Any]) -> torch.Tensor:
+        """The column as a tensor in the run's memory format; no copy where it lies that way already."""
+        if any(stride < 0 for stride in column.strides):
+            column = np.ascontiguousarray(column)
+        tensor = torch.from_numpy(column)
+        if tensor.ndim == 4 and self._options.memory_format == "channels_last":
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor.contiguous()
 
 
 def build_model(job: TrainJob) -> nn.Module:

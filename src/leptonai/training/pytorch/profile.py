@@ -53,10 +53,7 @@ def profile(job: TrainJob, data: Data, model: nn.Module) -> Workload:
 
 def sample(data: Data, num_examples: int) -> Batch:
     """The first training examples, prepared as in training but not augmented."""
-    batch: Batch = data.train.take(np.arange(num_examples, dtype=np.int64) % len(data.train))
-    for prepare in data.prepare:
-        batch = prepare(batch)
-    return batch
+    return data.prepared(data.train.take(np.arange(num_examples, dtype=np.int64) % len(data.train)))
 
 
 def _loss(job: TrainJob, data: Data, model: nn.Module, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:

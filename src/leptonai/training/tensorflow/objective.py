@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from leptonai.core.errors import InputError
 from leptonai.training.job import TrainJob
+from leptonai.training.tensorflow.metrics import ExampleMetric, like, metric_functions
 
 Tensors = tuple[Any, ...]
 """A batch inside a compiled function: inputs first, labels last."""
@@ -49,7 +50,7 @@ def objective_for(job: TrainJob, model: Any) -> Objective:
     Raises:
         InputError: the job names no loss and the model was not compiled, or its compiled loss is not a mean.
     """
-    metrics = {name: _metric(metric, job.loss) for name, metric in job.evaluate.named(job.loss).items()}
+    metrics = metric_functions(job.evaluate.named(job.loss), loss=job.loss, model=model)
     if isinstance(job.step, WeightedStep):
         check_compiled(model)
         return _with_weights(job.step, metrics)
@@ -96,7 +97,7 @@ LossFunction = Callable[[Any, Any, Any, Any], Any]
 """(model, inputs, labels, outputs) -> mean loss."""
 
 
-def _with_loss(loss: LossFunction, metrics: Mapping[str, Callable[[Any, Any], Any]]) -> Objective:
+def _with_loss(loss: LossFunction, metrics: Mapping[str, ExampleMetric]) -> Objective:
     def measure(model: Any, batch: Tensors, *, training: bool) -> tuple[Any, Mapping[str, Any]]:
         outputs = call_model(model, batch[:-1], training=training)
         value = loss(model, batch[:-1], batch[-1], outputs)
@@ -105,7 +106,7 @@ def _with_loss(loss: LossFunction, metrics: Mapping[str, Callable[[Any, Any], An
     return measure
 
 
-def _with_weights(step: WeightedStep, metrics: Mapping[str, Callable[[Any, Any], Any]]) -> Objective:
+def _with_weights(step: WeightedStep, metrics: Mapping[str, ExampleMetric]) -> Objective:
     def measure(model: Any, batch: Tensors, *, training: bool) -> tuple[Any, Mapping[str, Any]]:
         outputs = call_model(model, batch[:-2], training=training)
         value = step.loss(model, batch, outputs, training=training)
@@ -114,9 +115,7 @@ def _with_weights(step: WeightedStep, metrics: Mapping[str, Callable[[Any, Any],
     return measure
 
 
-def _with_step(
-    step: Callable[[Any, Any], Any], metrics: Mapping[str, Callable[[Any, Any], Any]]
-) -> Objective:
+def _with_step(step: Callable[[Any, Any], Any], metrics: Mapping[str, ExampleMetric]) -> Objective:
     def measure(model: Any, batch: Tensors, *, training: bool) -> tuple[Any, Mapping[str, Any]]:
         value = tf.cast(step(model, batch), tf.float32)
         if training:
@@ -140,10 +139,10 @@ def _named_loss(name: str) -> LossFunction:
         if name == "cross_entropy":
             each = keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=from_logits)
         elif name == "binary_cross_entropy":
-            labels = tf.cast(_like(labels, outputs), tf.float32)
+            labels = tf.cast(like(labels, outputs), tf.float32)
             each = keras.losses.binary_crossentropy(labels, outputs, from_logits=from_logits)
         else:
-            each = keras.losses.mean_squared_error(_like(labels, outputs), outputs)
+            each = keras.losses.mean_squared_error(like(labels, outputs), outputs)
         return tf.reduce_mean(tf.cast(each, tf.float32)) + _penalties(model)
 
     return loss
@@ -166,42 +165,7 @@ def _penalties(model: Any) -> Any:
     return tf.add_n([tf.cast(loss, tf.float32) for loss in model.losses]) if model.losses else 0.0
 
 
-def _like(labels: Any, outputs: Any) -> Any:
-    """Labels with the rank of the outputs, so that (n,) against (n, 1) does not broadcast to (n, n)."""
-    missing = len(outputs.shape) - len(labels.shape)
-    return tf.expand_dims(labels, -1) if missing == 1 and outputs.shape[-1] == 1 else labels
-
-
-def _metric(metric: Any, loss: Any) -> Callable[[Any, Any], Any]:
-    if callable(metric):
-        return metric  # type: ignore[no-any-return]
-    match metric:
-        case "accuracy":
-            return lambda outputs, labels: correct(outputs, labels, logits=loss == "binary_cross_entropy")
-        case "mae":
-            return lambda outputs, labels: tf.abs(outputs - tf.cast(_like(labels, outputs), outputs.dtype))
-        case _:
-            return lambda outputs, labels: tf.square(outputs - tf.cast(_like(labels, outputs), outputs.dtype))
-
-
-def correct(outputs: Any, labels: Any, *, logits: bool) -> Any:
-    """True where the prediction is right: the largest of several outputs, or the right side of a single one.
-
-    Args:
-        outputs: scores by class on the last dim, or one score an example.
-        labels: class numbers, one-hot rows, or 0 and 1 for a single score.
-        logits: a single score is a logit (middle 0) unless a sigmoid made it (middle 0.5).
-    """
-    width = outputs.shape[-1] if len(outputs.shape) > 1 else 1
-    if width == 1:
-        middle = 0.0 if logits and not hasattr(outputs, "_keras_logits") else 0.5
-        return tf.equal(outputs > middle, tf.cast(_like(labels, outputs), tf.float32) > 0.5)
-    if labels.shape.rank == outputs.shape.rank:
-        labels = labels[..., 0] if labels.shape[-1] == 1 else tf.argmax(labels, axis=-1)
-    return tf.equal(tf.argmax(outputs, axis=-1), tf.cast(labels, tf.int64))
-
-
-def _sums(metrics: Mapping[str, Callable[[Any, Any], Any]], outputs: Any, labels: Any) -> Mapping[str, Any]:
+def _sums(metrics: Mapping[str, ExampleMetric], outputs: Any, labels: Any) -> Mapping[str, Any]:
     """Each metric's mean over whatever dims follow the first, summed over the examples."""
     sums = {}
     for name, metric in metrics.items():

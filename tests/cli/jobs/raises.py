@@ -1,0 +1,3 @@
+rate = 0.1
+
+raise ValueError("no luck")
