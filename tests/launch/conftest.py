@@ -11,8 +11,9 @@ import pytest
 from leptonai.compute.cluster import Cluster, Device, Node
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.events import Event
+from leptonai.launch.engine import start_engine
 from leptonai.launch.jobs import JobFile
-from leptonai.launch.run import RunResult, TrainRequest, start_engine, train
+from leptonai.launch.run import RunResult, TrainRequest, train
 
 TOY = Path(__file__).parent / "jobs" / "toy.py"
 

@@ -20,6 +20,7 @@ from leptonai.cli.options import (
     read_cluster_file,
 )
 from leptonai.cli.output import INTERRUPTED_CODE, err, out, print_json, say, shown_path, table
+from leptonai.core.errors import InputError
 
 if TYPE_CHECKING:
     from leptonai.launch.run import RunResult, TrainRequest
@@ -93,6 +94,8 @@ def request_for(
     from leptonai.launch.jobs import JobFile
     from leptonai.launch.run import TrainRequest
 
+    if not job.is_file():  # launch would find out too, after seconds of imports
+        raise InputError(f"{job}: there is no such job file")
     found, text = read_cluster_file(cluster)
     # Job files look for data sets where the environment says; the workers inherit this one.
     os.environ["LEPTON_HOME"] = str(home_directory(home))

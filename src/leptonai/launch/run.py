@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ from leptonai.core.events import (
 from leptonai.core.files import write_atomically
 from leptonai.core.journal import Journal
 from leptonai.core.workspace import Workspace
+from leptonai.launch.engine import start_engine
 from leptonai.launch.gang import Failure, Gang, tail, to_error
 from leptonai.launch.jobs import JobFile, JobSource, LiveJob, differences
 from leptonai.launch.record import run_recorders
@@ -51,14 +52,6 @@ from leptonai.training.loopback import LOOPBACK_ENVIRONMENT
 if TYPE_CHECKING:
     from leptonai.training.learner import LearnerState
 
-ENTRY = "leptonai.launch.worker:main"
-# Imported once, before the workers are forked. Nothing of these starts a thread.
-PRELOAD = (
-    # torch._dynamo is imported by the first optimizer and takes as long as torch itself.
-    "torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "torch.utils.flop_counter",
-    "leptonai.launch.worker", "leptonai.launch.scout", "leptonai.training.loop", "leptonai.training.pytorch.learner",
-    "leptonai.training.pytorch.profile", "leptonai.training.pytorch.exchange",
-)  # fmt: skip
 SCOUT_SECONDS = 600.0
 
 
@@ -177,16 +170,6 @@ def train(
         engine = engine or stack.enter_context(start_engine())  # first of all: its imports take longest
         stack.callback(engine.stop_workers)
         return _Run(request, on_event, clock).go(engine)
-
-
-@contextlib.contextmanager
-def start_engine() -> Iterator[LocalEngine]:
-    """The local engine with PyTorch and our worker imported, closed at the end."""
-    engine = LocalEngine(entry=ENTRY, preload=PRELOAD)
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 @dataclass
