@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from leptonai import Adam, Checkpoints, Cosine, Data, Evaluate, Speed, TrainJob, augment, datasets
 
-STEPS_PER_EPOCH = 469
+QUARTER = 117
+"""Steps in a quarter of an epoch: 60,000 images in batches of 128."""
 
 
 def network() -> nn.Module:
@@ -51,14 +52,14 @@ job = TrainJob(
     data=data,
     loss=smoothed_cross_entropy,
     optimizer=Adam(lr=5e-3, betas=(0.9, 0.99)),
-    schedule=Cosine(warmup_steps=STEPS_PER_EPOCH // 2),
-    epochs=2.5,
+    schedule=Cosine(warmup_steps=2 * QUARTER),
+    steps=10 * QUARTER,
     global_batch_size=128,
     precision="float32",
     evaluate=Evaluate(
         every_epochs=0,
-        every_steps=STEPS_PER_EPOCH // 4,
-        from_step=STEPS_PER_EPOCH,
+        every_steps=QUARTER,
+        from_step=4 * QUARTER,
         batch_size=500,
         metrics=("accuracy",),
     ),

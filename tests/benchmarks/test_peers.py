@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -111,6 +112,15 @@ def test_accuracy_counts_every_example_and_leaves_the_model_training(tmp_path: P
     assert model.training
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_plain_loop_reports_each_epoch_and_stops_when_it_is_good_enough(tmp_path: Path) -> None:
     write_noise(tmp_path)
     words = ["--data", str(tmp_path), "--report", str(tmp_path / "report"), "--epochs", "3"]

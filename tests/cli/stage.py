@@ -84,13 +84,13 @@ def run_events(run_id: str, *, learning_rate: float, ended: bool = True) -> Iter
         yield WorkerStarted(at_seconds=at, rank=rank, pid=NO_PROCESS + rank)
     for step in range(10, (total if ended else 120) + 1, 10):
         at += 0.5
-        loss = 2.3 * math.exp(-step * learning_rate / 10) + 0.02
+        loss = round(2.3 * math.exp(-step * learning_rate / 10) + 0.02, 6)
         yield StepDone(
             at_seconds=at, step=step, epoch=(step - 1) // 50, loss=loss, examples=640, seconds=0.5,
             learning_rate=learning_rate,
         )  # fmt: skip
         if step % STEPS_PER_EPOCH == 0:
-            metrics = {"accuracy": accuracy(step, learning_rate), "loss": loss + 0.01}
+            metrics = {"accuracy": accuracy(step, learning_rate), "loss": round(loss + 0.01, 6)}
             yield EpochDone(
                 at_seconds=at, step=step, epoch=step // 50, metrics={"loss": loss}, examples=3200, seconds=2.5
             )
@@ -99,14 +99,19 @@ def run_events(run_id: str, *, learning_rate: float, ended: bool = True) -> Iter
             )
     if ended:
         yield CheckpointSaved(
-            at_seconds=at, step=total, path="checkpoints/step-00000200", digest="0" * 64, size_bytes=64, seconds=0.1
+            at_seconds=at,
+            step=total,
+            path="checkpoints/step-00000200",
+            digest="0" * 64,
+            size_bytes=64,
+            seconds=0.1,
         )
         yield RunEnded(at_seconds=at, status="done", step=total, seconds=12.5)
 
 
 def accuracy(step: int, learning_rate: float) -> float:
     """What the written runs reach."""
-    return 0.99 - 0.5 * math.exp(-step * learning_rate / 10)
+    return round(0.99 - 0.5 * math.exp(-step * learning_rate / 10), 6)
 
 
 def made_plan() -> Plan:

@@ -85,6 +85,7 @@ def run(arguments: Sequence[str]) -> int:
     command = build_command()
     try:
         result = command.main(args=list(arguments), prog_name="lepton", standalone_mode=False)
+        sys.stdout.flush()
     except UsageProblem as error:
         return print_error(_input_error(error), as_json=as_json)
     except LeptonError as error:
@@ -92,9 +93,12 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Abort:
         return INTERRUPTED_CODE
     except BrokenPipeError:
-        # The reader (such as `head`) has left. Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_left()
+    except SystemExit as error:
+        # Typer answers a broken pipe with this, and ends shell completion with it.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _reader_left()
+        raise
     except Exception as error:
         return _our_bug(error, as_json=as_json)
     return result if isinstance(result, int) else 0
@@ -105,6 +109,12 @@ def _input_error(error: Any) -> InputError:
     context = getattr(error, "ctx", None)
     hint = f"see: {context.command_path} --help" if context is not None else None
     return InputError(error.format_message(), hint=hint)
+
+
+def _reader_left() -> int:
+    """The reader of our output (such as ``head``) has all it wants; Python must not complain when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _our_bug(error: Exception, *, as_json: bool) -> int:

@@ -84,8 +84,12 @@ class TrainDisplay:
         self._last_line_seconds = float("-inf")
         self._bar = _bar(console) if console.is_terminal and not quiet else None
         self._task: TaskID | None = None
+        self.run_id = ""
+        """Of the run that began; empty before."""
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self.run_id = event.run_id
         self._pace.add(event)
         sentence = sentence_for(event)
         if sentence is not None:

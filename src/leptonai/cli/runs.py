@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +14,9 @@ from leptonai.cli.find_run import RunArgument, find_run
 from leptonai.cli.options import DEFAULT_HOME, HomeOption, JsonOption, home_directory
 from leptonai.cli.output import out, print_json, say, shown_path, table
 from leptonai.cli.terminal_curve import short
+
+if TYPE_CHECKING:
+    from leptonai.launch.registry import RegisteredRun
 
 app = typer.Typer(
     help="List, show and compare runs, or send one an order.", no_args_is_help=True, rich_markup_mode="rich"
@@ -41,7 +46,7 @@ def list_runs(
     from leptonai.launch.registry import open_registry
 
     with open_registry(home_directory(home)) as registry:
-        runs = registry.list()[:limit]
+        runs = [_up_to_date(run) for run in registry.list()[:limit]]
     if as_json:
         print_json([_row_to_json(run) for run in runs])
         return
@@ -118,11 +123,22 @@ def save(run: RunArgument, home: HomeOption = DEFAULT_HOME) -> None:
     say(out(), f"asked {shown_path(found.path)} to save a checkpoint")
 
 
-def _result(metrics: Any) -> str:
+def _up_to_date(run: RegisteredRun) -> RegisteredRun:
+    """The register hears of steps and metrics only at the end; before that the journal knows."""
+    from leptonai.launch.rundir import RunDirectory
+
+    found = RunDirectory(run.path)
+    if run.status not in ("running", "lost") or not found.events_path.is_file():
+        return run
+    summary = found.summary()
+    return replace(run, step=summary.step, metrics=summary.metrics)
+
+
+def _result(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {short(value)}" for name, value in metrics.items() if name != "loss")
 
 
-def _row_to_json(run: Any) -> dict[str, Any]:
+def _row_to_json(run: RegisteredRun) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "path": str(run.path),

@@ -133,8 +133,11 @@ def _between(start: tuple[int, int], stop: tuple[int, int]) -> list[tuple[int, i
 
 def _axis_label(row: int, height: int, vertical: _Scale) -> str:
     labelled = row in {0, height // 2, height - 1}
+    if not labelled:
+        return f"{'':>{_AXIS_WIDTH}} │"
     value = vertical.at(1 - row / (height - 1))
-    return f"{short(value) if labelled else '':>{_AXIS_WIDTH}} {'┤' if labelled else '│'}"
+    label = next(text for digits in (4, 3, 2) if len(text := f"{value:.{digits}g}") <= _AXIS_WIDTH)
+    return f"{label:>{_AXIS_WIDTH}} ┤"
 
 
 def _foot(horizontal: _Scale, across: str, columns: int) -> str:

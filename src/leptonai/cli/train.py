@@ -20,7 +20,7 @@ from leptonai.cli.options import (
     read_cluster_file,
 )
 from leptonai.cli.output import INTERRUPTED_CODE, err, out, print_json, say, shown_path, table
-from leptonai.core.errors import InputError
+from leptonai.core.errors import InputError, LeptonError
 
 if TYPE_CHECKING:
     from leptonai.launch.run import RunResult, TrainRequest
@@ -121,6 +121,11 @@ def run_with_progress(request: TrainRequest, *, quiet: bool) -> RunResult:
         return launch_train(request, on_event=display)
     except KeyboardInterrupt:
         say(err(), "interrupted: all workers have ended")
+        raise
+    except LeptonError:
+        if display.run_id:  # it began, so there are logs to look at
+            kept = request.run_dir or Path("runs") / display.run_id
+            say(err(), f"run directory  {shown_path(kept)}")
         raise
     finally:
         display.close()

@@ -21,7 +21,9 @@ FrameworkName = Literal["pytorch", "tensorflow"]
 class Framework(Protocol):
     """What launch needs of a framework's adapter."""
 
-    def learner(self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str) -> Learner: ...
+    def learner(
+        self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str, announce: Callable[[], None]
+    ) -> Learner: ...
 
     def profile(self, job: TrainJob, data: Data, model: Any) -> Workload: ...
 
@@ -34,7 +36,9 @@ class Framework(Protocol):
 class PyTorchFramework:
     """PyTorch, on CPUs and GPUs."""
 
-    def learner(self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str) -> Learner:
+    def learner(
+        self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str, announce: Callable[[], None]
+    ) -> Learner:
         from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
 
         options = TorchOptions(
@@ -43,7 +47,7 @@ class PyTorchFramework:
             compile=tuning.compile,
             device=device,
         )
-        return TorchLearner(job, exchange, options)
+        return TorchLearner(job, exchange, options, announce)
 
     def profile(self, job: TrainJob, data: Data, model: Any) -> Workload:
         from leptonai.training.pytorch.profile import profile
@@ -65,10 +69,13 @@ class PyTorchFramework:
 class TensorFlowFramework:
     """Keras models on TensorFlow, on CPUs."""
 
-    def learner(self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str) -> Learner:
+    def learner(
+        self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str, announce: Callable[[], None]
+    ) -> Learner:
+        from leptonai.training.learner import Announced
         from leptonai.training.tensorflow.learner import KerasLearner
 
-        return KerasLearner(job, exchange, tuning=tuning)
+        return KerasLearner(job, Announced(exchange, announce), tuning=tuning)
 
     def profile(self, job: TrainJob, data: Data, model: Any) -> Workload:
         from leptonai.training.tensorflow.profile import profile_keras

@@ -225,7 +225,8 @@ class Gang:
         log = self._specs[hang.rank].log
         before = log.stat().st_size if log.exists() else 0
         self._engine.signal(self._specs[hang.rank].name, signal.SIGUSR1)
-        deadline = self._clock.monotonic_seconds() + GATHER_SECONDS
+        can_answer = hang.rank not in self._state.stopped_since
+        deadline = self._clock.monotonic_seconds() + (CAUSE_SECONDS if can_answer else 0.0)
         while self._clock.monotonic_seconds() < deadline and not (
             log.exists() and log.stat().st_size > before
         ):

@@ -162,18 +162,19 @@ def _train(
     framework.configure(tuning.threads)
     data = job.load_data()
     exchange = _exchange(assignment)
-    learner = framework.learner(job, exchange, tuning, device=assignment["device"])
     rank = assignment["rank"]
+    page = ProgressPage(progress_fd, assignment["num_workers"])
+    hooks = _Hooks(line, page, rank, phase)
+    learner = framework.learner(job, exchange, tuning, device=assignment["device"], announce=hooks.exchanging)
     store = CheckpointStore(Path(assignment["run_dir"]) / "checkpoints", keep=job.checkpoints.keep)
     start = Start()
     if assignment["resume_from"]:
         checkpoint = store.load(Path(assignment["resume_from"]))
         learner.restore(checkpoint.state)
         start = Start(step=checkpoint.step, extra=checkpoint.extra)
-    page = ProgressPage(progress_fd, assignment["num_workers"])
     loop = Loop(
         job=job, data=data, learner=learner, exchange=exchange, clock=SystemClock(),
-        hooks=_Hooks(line, page, rank, phase), identity=assignment["identity"],
+        hooks=hooks, identity=assignment["identity"],
         store=store, gated=assignment["gated"],
     )  # fmt: skip
     ending, step = loop.run(start)
@@ -215,6 +216,10 @@ class _Hooks:
     def note(self, step: int, phase: Literal["computing", "exchanging", "pausing"]) -> None:
         self._phase.step, self._phase.doing = step, phase
         self._page.note(self._rank, step, phase)
+
+    def exchanging(self) -> None:
+        """This worker now waits for the others."""
+        self.note(self._phase.step, "exchanging")
 
     def epoch_gate(self, epoch: int, step: int, metrics: Mapping[str, float]) -> tuple[bool, float | None]:
         self._line.send({"gate": {"epoch": epoch, "step": step, "metrics": dict(metrics)}})

@@ -26,7 +26,7 @@ class Display:
     """
 
     def __init__(self, out: TextIO, *, epochs: int, first_epoch: int = 0, bar: bool, quiet: bool) -> None:
-        self._out, self._epochs, self._epoch, self._bar, self._quiet = out, epochs, first_epoch, bar, quiet
+        self._out, self._epochs, self._epoch, self._bar, self.quiet = out, epochs, first_epoch, bar, quiet
         self._steps_per_epoch, self._first_step, self._seconds = 1, 0, 0.0
         self._width = 0
 
@@ -34,7 +34,7 @@ class Display:
         match event:
             case RunStarted():
                 self._steps_per_epoch = max(1, event.steps_per_epoch)
-                if not self._quiet:
+                if not self.quiet:
                     workers = f"{event.num_workers} worker{'s' if event.num_workers > 1 else ''}"
                     self._line(f"training on {workers}, run {event.run_id}")
             case StepDone():
@@ -44,7 +44,7 @@ class Display:
                 self._line(
                     f"warning: the checkpoint at step {event.step} could not be written: {event.reason}"
                 )
-            case Notice() if not self._quiet:
+            case Notice() if not self.quiet:
                 self._line(f"note: {event.message}")
             case _:
                 pass
@@ -52,7 +52,7 @@ class Display:
     def end_epoch(self, metrics: Mapping[str, float]) -> None:
         """Write the finished epoch's line."""
         self._epoch += 1
-        if not self._quiet:
+        if not self.quiet:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             self._line(f"epoch {self._epoch}/{self._epochs}  {self._seconds:.1f} s  {shown}")
         self._seconds = 0.0
@@ -64,7 +64,7 @@ class Display:
             self._width = 0
 
     def _show_step(self, event: StepDone) -> None:
-        if self._quiet or not self._bar:
+        if self.quiet or not self._bar:
             return
         done = (event.step - 1) % self._steps_per_epoch + 1
         filled = _BAR_WIDTH * done // self._steps_per_epoch

@@ -12,10 +12,11 @@ from typing import Any
 import cloudpickle
 import tensorflow as tf
 
+from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.errors import InputError
 from leptonai.core.events import Event
 from leptonai.launch.jobs import LiveJob
-from leptonai.launch.run import EpochAnswer, EpochReport, RunResult
+from leptonai.launch.run import EpochAnswer, EpochReport
 from leptonai.sdk import arguments, sources
 from leptonai.sdk.arguments import Examples, check_count
 from leptonai.sdk.callbacks import EpochCalls, check_callbacks
@@ -25,7 +26,7 @@ from leptonai.sdk.epochs import EpochLog, in_keras_order, validation_rule
 from leptonai.sdk.keras_compile import ready_to_train
 from leptonai.sdk.keras_data import Given, given
 from leptonai.sdk.keras_job import WEIGHTS, KerasJob, pack_model
-from leptonai.sdk.run import final_state, run_live, search_path
+from leptonai.sdk.run import final_state, keras_engine, run_live, search_path
 from leptonai.training.learner import LearnerState
 from leptonai.training.tensorflow import tensors
 from leptonai.training.tensorflow.metrics import compiled_metrics
@@ -74,10 +75,14 @@ def fit_on_cluster(model: Any, cluster: TrainingCluster, request: FitRequest) ->
         Fault: a worker failed; the model keeps the weights it had (with callbacks: of the last whole epoch).
     """
     check_count("epochs", request.epochs)
+    for name in ("batch_size", "validation_batch_size", "validation_steps"):
+        if getattr(request, name) is not None:
+            check_count(name, getattr(request, name))
     check_count("initial_epoch", request.initial_epoch, smallest=0)
     callbacks = check_callbacks(request.callbacks)
     display = display_for(request.verbose, epochs=request.epochs, first_epoch=request.initial_epoch)
-    with tempfile.TemporaryDirectory(prefix="lepton-fit-") as folder:
+    # The engine first: its imports take long, and go on while the data is looked at here.
+    with keras_engine() as engine, tempfile.TemporaryDirectory(prefix="lepton-fit-") as folder:
         sets = _sets(model, request, Path(folder))
         ready_to_train(model, sets.train)
         steps = -(-len(sets.train) // sets.batch_size)
@@ -86,7 +91,9 @@ def fit_on_cluster(model: Any, cluster: TrainingCluster, request: FitRequest) ->
         )
         calls.begin()
         if request.initial_epoch < request.epochs and not model.stop_training:
-            _train(model, cluster, request, sets, calls, display, gated=bool(callbacks))
+            steering = _Steering(model, request, calls, display)
+            job = _live_job(model, request, sets)
+            _train(model, cluster, job, steering, engine, gated=bool(callbacks))
     model.optimizer.finalize_variable_values(model.trainable_variables)
     calls.end()
     return calls.history
@@ -95,31 +102,21 @@ def fit_on_cluster(model: Any, cluster: TrainingCluster, request: FitRequest) ->
 def _train(
     model: Any,
     cluster: TrainingCluster,
-    request: FitRequest,
-    sets: _Sets,
-    calls: EpochCalls,
-    display: Display,
+    job: LiveJob,
+    steering: _Steering,
+    engine: LocalEngine,
     *,
     gated: bool,
 ) -> None:
-    steering = _Steering(model, request, calls, display)
+    gate = steering.answer if gated else None
     try:
-        result = run_live(
-            _live_job(model, request, sets),
-            cluster,
-            on_event=steering,
-            gate=steering.answer if gated else None,
-        )
+        result = run_live(job, cluster, engine=engine, on_event=steering, gate=gate)
     finally:
-        display.close()
+        steering.display.close()
     steering.finish()
     take_over(model, final_state(result))
-    if request.verbose:
+    if not steering.display.quiet:
         show_curve(result.run_dir)
-    _raise_if_interrupted(result)
-
-
-def _raise_if_interrupted(result: RunResult) -> None:
     if result.status == "interrupted":
         raise KeyboardInterrupt
 
@@ -129,13 +126,13 @@ class _Steering:
 
     def __init__(self, model: Any, request: FitRequest, calls: EpochCalls, display: Display) -> None:
         rule = validation_rule(request.validation_freq)
-        self._model, self._calls, self._display = model, calls, display
+        self._model, self._calls, self.display = model, calls, display
         self._log = EpochLog(self._end_epoch, validates=lambda epoch: rule(request.initial_epoch + epoch))
         self._said = EpochAnswer()
 
     def __call__(self, event: Event) -> None:
         self._log(event)
-        self._display(event)
+        self.display(event)
 
     def answer(self, report: EpochReport) -> EpochAnswer:
         """Show callbacks the model as it is after the epoch, and pass on what they decide."""
@@ -149,7 +146,7 @@ class _Steering:
 
     def _end_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         logs = in_keras_order(metrics)
-        self._display.end_epoch(logs)
+        self.display.end_epoch(logs)
         stop, rate = self._calls.end_epoch(epoch, logs)
         self._said = EpochAnswer(stop=stop, learning_rate=rate)
 
@@ -200,7 +197,7 @@ def _sets(model: Any, request: FitRequest, folder: Path) -> _Sets:
             hint="leave shuffle out",
         )
     train, validation = _split(model, request, found.examples, folder)
-    batch_size = check_count("batch_size", found.batch_size or request.batch_size or DEFAULT_BATCH_SIZE)
+    batch_size = found.batch_size or request.batch_size or DEFAULT_BATCH_SIZE
     arguments.check_steps(request.steps_per_epoch, len(train), batch_size)
     train = arguments.with_class_weight(train, request.class_weight)
     if validation is not None and (train.weights is None) != (validation.weights is None):
@@ -227,8 +224,6 @@ def _split(
 
 def _validation(model: Any, request: FitRequest, folder: Path) -> Examples:
     data, steps, where = request.validation_data, request.validation_steps, "validation_data"
-    if steps is not None:
-        check_count("validation_steps", steps)
     if isinstance(data, tf.data.Dataset):
         data = data if steps is None else data.take(steps)
         return given(data, None, None, model=model, where=where, folder=folder, num_batches=None).examples

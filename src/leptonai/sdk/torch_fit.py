@@ -12,13 +12,15 @@ import cloudpickle
 from numpy.typing import NDArray
 from torch import nn
 
+from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.errors import InputError
 from leptonai.core.events import Event
+from leptonai.launch.engine import start_engine
 from leptonai.launch.jobs import LiveJob
 from leptonai.launch.run import EpochAnswer, EpochReport
 from leptonai.sdk import sources
 from leptonai.sdk.arguments import Examples, check_count, split
-from leptonai.sdk.cluster import require_cluster
+from leptonai.sdk.cluster import TrainingCluster, require_cluster
 from leptonai.sdk.display import Display, display_for, show_curve
 from leptonai.sdk.epochs import EpochLog, in_keras_order
 from leptonai.sdk.history import History
@@ -104,22 +106,37 @@ def fit(
     """
     cluster = require_cluster("fit")
     check_count("epochs", epochs), check_count("batch_size", batch_size)
-    train, validation = _sets(x, y, validation_split, validation_data)
-    found, fitting = chosen_loss(module, train, loss, "fit")
-    code = {
-        "module": module,
-        "loss": found,
-        "optimizer": optimizer,
-        "schedule": schedule or Constant(),
-        "metrics": fitting if metrics is None else metrics,
-    }
-    settings = {
-        "global_batch_size": min(batch_size, len(train)),
-        "epochs": epochs,
-        "seed": random.randrange(2**31) if seed is None else seed,
-        "precision": precision,
-        "clip_norm": clip_norm,
-    }
+    steering = _Steering(module, tuple(callbacks or ()), display_for(verbose, epochs=epochs))
+    # The engine first: its imports take long, and go on while the data is looked at here.
+    with start_engine() as engine:
+        train, validation = _sets(x, y, validation_split, validation_data)
+        found, fitting = chosen_loss(module, train, loss, "fit")
+        code = {
+            "module": module,
+            "loss": found,
+            "optimizer": optimizer,
+            "schedule": schedule or Constant(),
+            "metrics": fitting if metrics is None else metrics,
+        }
+        settings = {
+            "global_batch_size": min(batch_size, len(train)),
+            "epochs": epochs,
+            "seed": random.randrange(2**31) if seed is None else seed,
+            "precision": precision,
+            "clip_norm": clip_norm,
+        }
+        job = _live_job(type(module).__name__.lower(), code, settings, train, validation)
+        _train(module, cluster, job, steering, engine)
+    return steering.history
+
+
+def _live_job(
+    task: str,
+    code: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    train: Examples,
+    validation: Examples | None,
+) -> LiveJob:
     shared: dict[str, NDArray[Any]] = {}
     job = TorchJob(
         own_code=cloudpickle.dumps(code),
@@ -128,20 +145,24 @@ def fit(
         evaluate=None if validation is None else sources.put(validation, "evaluate", shared),
         settings=settings,
     )
-    live = LiveJob(payload=cloudpickle.dumps(job), arrays=shared, task=type(module).__name__.lower())
-    steering = _Steering(module, tuple(callbacks or ()), display_for(verbose, epochs=epochs))
+    return LiveJob(payload=cloudpickle.dumps(job), arrays=shared, task=task)
+
+
+def _train(
+    module: nn.Module, cluster: TrainingCluster, job: LiveJob, steering: _Steering, engine: LocalEngine
+) -> None:
+    gate = steering.answer if steering.callbacks else None
     try:
-        result = run_live(live, cluster, on_event=steering, gate=steering.answer if callbacks else None)
+        result = run_live(job, cluster, engine=engine, on_event=steering, gate=gate)
     finally:
         steering.display.close()
     steering.log.close_epoch()
     load_model(module, final_state(result).tensors)
     steering.history.run_dir = result.run_dir
-    if verbose:
+    if not steering.display.quiet:
         show_curve(result.run_dir)
     if result.status == "interrupted":
         raise KeyboardInterrupt
-    return steering.history
 
 
 def _sets(x: Any, y: Any, validation_split: float, validation_data: Any) -> tuple[Examples, Examples | None]:
@@ -157,7 +178,7 @@ class _Steering:
     """Joins the events of the run, what is shown, the history, and the callbacks."""
 
     def __init__(self, module: nn.Module, callbacks: tuple[Callback, ...], display: Display) -> None:
-        self._module, self._callbacks, self.display = module, callbacks, display
+        self._module, self.callbacks, self.display = module, callbacks, display
         self.history = History()
         self.log = EpochLog(self._end_epoch)
         self._stop = False
@@ -176,5 +197,5 @@ class _Steering:
         logs = in_keras_order(metrics)
         self.display.end_epoch(logs)
         self.history.add(epoch, logs)
-        said = [callback(epoch, logs) for callback in self._callbacks]
+        said = [callback(epoch, logs) for callback in self.callbacks]
         self._stop = any(answer is True for answer in said)

@@ -7,7 +7,7 @@ PyTorch, one for TensorFlow) does the arithmetic; an :class:`Exchange` sums numb
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,6 +113,29 @@ class Alone:
 
     def broadcast(self, values: NDArray[Any]) -> None:
         return
+
+
+class Announced:
+    """An exchange that says, before each use, that this worker now waits for the others."""
+
+    def __init__(self, exchange: Exchange, announce: Callable[[], None]) -> None:
+        self._exchange, self._announce = exchange, announce
+
+    @property
+    def rank(self) -> int:
+        return self._exchange.rank
+
+    @property
+    def num_workers(self) -> int:
+        return self._exchange.num_workers
+
+    def sum(self, values: NDArray[Any]) -> None:
+        self._announce()
+        self._exchange.sum(values)
+
+    def broadcast(self, values: NDArray[Any]) -> None:
+        self._announce()
+        self._exchange.broadcast(values)
 
 
 def shares(num_examples: int, num_workers: int) -> list[slice]:

@@ -49,12 +49,21 @@ class TorchLearner:
     Workers hold equal weights: each builds the model after seeding with the job's seed, and DDP copies rank
     0's over the others'. Under data parallelism each forward pass starts from rank 0's buffers (batch
     normalisation's running statistics), while its batch statistics are those of the worker's own share.
+
+    Args:
+        announce: called when this worker begins to wait for the others: DDP exchanges during the backward pass.
     """
 
     train_metric_sums: Mapping[str, float]
 
-    def __init__(self, job: TrainJob, exchange: Exchange, options: TorchOptions) -> None:
-        self._job, self._exchange, self._options = job, exchange, options
+    def __init__(
+        self,
+        job: TrainJob,
+        exchange: Exchange,
+        options: TorchOptions,
+        announce: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._job, self._exchange, self._options, self._announce = job, exchange, options, announce
         self._device = torch.device(options.device)
         self.model = build_model(job).to(self._device)
         if options.memory_format == "channels_last":
@@ -95,7 +104,7 @@ class TorchLearner:
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last and not some_idle else self._no_sync():
-                total += self._backward(batch, num_examples)
+                total += self._backward(batch, num_examples, announce=last)
         if some_idle:
             self._sum_gradients()
         if self._job.clip_norm is not None:
@@ -103,7 +112,7 @@ class TorchLearner:
         self._optimizer.step()
         return total
 
-    def _backward(self, batch: Batch, num_examples: int) -> float:
+    def _backward(self, batch: Batch, num_examples: int, *, announce: bool) -> float:
         with self._autocast():
             loss = self._module(self._to_device(batch))
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
@@ -118,6 +127,8 @@ class TorchLearner:
             )
         # DDP averages over workers; this weight turns that into the mean over the global batch's examples.
         weight = len(batch[0]) * self._exchange.num_workers / num_examples
+        if announce:
+            self._announce()
         (loss * weight).backward()
         return value * len(batch[0])
 

@@ -87,6 +87,11 @@ def build_optimizer(job: TrainJob, model: Any) -> Any:
             "both the job and the compiled optimizer have a learning-rate schedule",
             hint="give only one: TrainJob(schedule=...) or the optimizer's",
         )
+    if optimizer.loss_scale_factor is not None or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise InputError(
+            "an optimizer that scales the loss (for float16) is not supported",
+            hint="use bfloat16, which needs no scaling",
+        )
     optimizer.build(model.trainable_variables)
     return optimizer
 

@@ -93,13 +93,23 @@ def call_model(model: Any, inputs: Any, *, training: bool) -> Any:
     )
 
 
+def _unmasked(outputs: Any) -> Any:
+    """The outputs; refused when they carry a mask, because then a mean is not over a batch's examples alone."""
+    if getattr(outputs, "_keras_mask", None) is not None:
+        raise InputError(
+            "the model's output carries a mask, so its loss depends on how workers share a batch",
+            hint="stop the mask before the last layer, or write a step function that applies it",
+        )
+    return outputs
+
+
 LossFunction = Callable[[Any, Any, Any, Any], Any]
 """(model, inputs, labels, outputs) -> mean loss."""
 
 
 def _with_loss(loss: LossFunction, metrics: Mapping[str, ExampleMetric]) -> Objective:
     def measure(model: Any, batch: Tensors, *, training: bool) -> tuple[Any, Mapping[str, Any]]:
-        outputs = call_model(model, batch[:-1], training=training)
+        outputs = _unmasked(call_model(model, batch[:-1], training=training))
         value = loss(model, batch[:-1], batch[-1], outputs)
         return tf.cast(value, tf.float32), _sums(metrics, outputs, batch[-1])
 
@@ -108,7 +118,7 @@ def _with_loss(loss: LossFunction, metrics: Mapping[str, ExampleMetric]) -> Obje
 
 def _with_weights(step: WeightedStep, metrics: Mapping[str, ExampleMetric]) -> Objective:
     def measure(model: Any, batch: Tensors, *, training: bool) -> tuple[Any, Mapping[str, Any]]:
-        outputs = call_model(model, batch[:-2], training=training)
+        outputs = _unmasked(call_model(model, batch[:-2], training=training))
         value = step.loss(model, batch, outputs, training=training)
         return tf.cast(value, tf.float32), _sums(metrics, outputs, batch[-1])
 
