@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +57,8 @@ class Benchmark:
         name: the module's name.
         build: contests for the given options.
         figures, columns: what is computed from them.
-        packages: those whose versions are recorded.
+        packages: those of our own environment whose versions are recorded.
+        peer_versions: versions in the peers' environment.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Benchmark:
     figures: tuple[Figure, ...]
     columns: tuple[Column, ...]
     packages: tuple[str, ...] = ("torch", "numpy")
+    peer_versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,7 @@ def run_benchmark(
     wanted = {(figure.contest, name) for figure in figures for name in figure.contestants}
     contests = [
         contest.only(frozenset(name for of, name in wanted if of == contest.name))
-        for contest in benchmark.build(_with_contestants(options, frozenset(name for _, name in wanted)))
+        for contest in benchmark.build(replace(options, contestants=frozenset(name for _, name in wanted)))
         if any(of == contest.name for of, _ in wanted)
     ]
     results = hold(contests, num_runs=options.num_runs)
@@ -166,16 +168,6 @@ def run_benchmark(
             _write_results(benchmark, results, line, results_folder or ROOT / "benchmarks" / "results", argv)
     sys.stdout.write(json.dumps(line) + "\n")
     return 0 if all(judged["value"] is not None for judged in line["figures"].values()) else 4
-
-
-def _with_contestants(options: Options, names: frozenset[str]) -> Options:
-    return Options(
-        num_runs=options.num_runs,
-        only=options.only,
-        quick=options.quick,
-        as_json=options.as_json,
-        contestants=names,
-    )
 
 
 def summary_rows(benchmark: Benchmark, results: Results) -> list[tuple[str, str, str, str, str, str]]:
@@ -248,7 +240,7 @@ def _write_results(
 
 def results_text(benchmark: Benchmark, results: Results, line: Mapping[str, Any], words: str) -> str:
     """The results file: command, hardware, versions, medians and spreads, figures."""
-    found = machine.versions(benchmark.packages)
+    found = {**benchmark.peer_versions, **machine.versions(benchmark.packages)}
     parts = [
         f"# {benchmark.name}",
         "",

@@ -33,7 +33,11 @@ def run(engine: LocalEngine, tmp_path: Path) -> Runner:
 
 def tensor(result: RunResult, name: str) -> np.ndarray:
     assert result.checkpoint_path is not None
-    raw = CheckpointStore(result.checkpoint_path.parent).load(result.checkpoint_path).state.tensors[f"model/{name}"]
+    raw = (
+        CheckpointStore(result.checkpoint_path.parent)
+        .load(result.checkpoint_path)
+        .state.tensors[f"model/{name}"]
+    )
     return np.frombuffer(raw.data, np.float32)
 
 
@@ -69,7 +73,7 @@ def test_an_infinite_gradient_under_a_finite_loss_is_seen_at_the_next_step(run: 
     first = one_step(run, "nn.Linear(12, 3)", name="one", workers=2, more=loss)
     assert first.status == "done"
     assert np.isnan(tensor(first, "weight")).any()
-    with pytest.raises(Fault, match="step 2, worker .: the loss is nan"):
+    with pytest.raises(Fault, match=r"step 2, worker \d: the loss is nan"):
         run(f"toy(model=lambda: nn.Linear(12, 3), schedule=lambda *_: 1.0{loss})", run="on")
 
 

@@ -31,6 +31,17 @@ def peers_python() -> Path:
     return python
 
 
+def pinned_versions() -> dict[str, str]:
+    """The versions that the peers' list asks for.
+
+    >>> pinned_versions()["ray"]
+    '2.60.0'
+    """
+    lines = [line for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
+    pairs = (line.split("==") for line in lines)
+    return {name.split("[")[0]: version for name, version in pairs}
+
+
 def _call(argv: list[str]) -> None:
     ended = subprocess.run(argv, capture_output=True, text=True, check=False)
     if ended.returncode != 0:

@@ -1,8 +1,8 @@
-"""CIFAR-10 with a small residual-free network, for two processor cores and a coffee's time.
+"""CIFAR-10 on two processor cores, in minutes.
 
-The ideas are those of Jordan 2024 ("94% on CIFAR-10 in 3.29 seconds"), cut down for processors: a first layer
-that whitens patches and stays fixed, identity starts, one learning-rate cycle. The recipe was chosen on 5,000
-held-out training images; the test set only measures.
+The ideas are published: a first layer that whitens patches and stays fixed (Page 2018), convolutions that start
+as the identity (Jordan 2024, arXiv 2404.00498), one learning-rate cycle. The recipe was chosen on 5,000 held-out
+training images; the test set only measures.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def block(num_in: int, num_out: int) -> list[nn.Module]:
 
 
 def network() -> nn.Module:
-    """3x32x32 images to 10 logits."""
+    """3x32x32 images to 10 logits, 387,384 parameters."""
     model = nn.Sequential(
         nn.Conv2d(3, 24, 2),
         nn.ReLU(inplace=True),

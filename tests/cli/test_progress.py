@@ -53,6 +53,12 @@ def test_on_a_terminal_a_bar_fits_the_width_and_is_gone_at_the_end() -> None:
     assert text.endswith("\x1b[2K")  # the row is wiped
 
 
+def test_a_bar_is_drawn_ten_times_a_second_at_most() -> None:
+    steps = [step_done(step, at=step / 1000, seconds=0.001) for step in range(1, 400)]
+    drawn = shown([START, *steps], terminal=True).count("step ")
+    assert 1 <= drawn <= 10
+
+
 def test_the_longest_line_of_a_bar_fits_eighty_columns() -> None:
     pace = Pace(
         total_steps=46900, steps_per_epoch=4690, step=46899, loss=0.012345,

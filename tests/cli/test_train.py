@@ -36,7 +36,13 @@ def training(stage: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen([*words, *ENDLESS], cwd=stage, text=True, **pipes) as process:  # type: ignore[call-overload]
         try:
             assert process.stderr is not None
-            assert any("step " in line for line in process.stderr)
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "step " in line:
+                    break
+            assert said, "it ended without a word"
+            assert "step " in said[-1], "".join(said)
             yield process
         finally:
             process.kill()
@@ -51,7 +57,7 @@ def test_a_live_run_saves_and_stops_on_order(stage: Path, lepton: Callable[..., 
         assert lepton("runs", "save", "live").code == 0
         assert lepton("runs", "stop", "live").code == 0
         out, err = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 0, err
     assert "order: save" in err
     assert "order: halt" in err
     assert "stopped after step" in out

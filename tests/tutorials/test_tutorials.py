@@ -21,14 +21,17 @@ def test_the_tutorial_does_what_it_says(page: Path, tmp_path: Path) -> None:
     shown = walk(page, folder, settings="--set epochs=24")
     assert shown
     for block, expected, found in shown:
-        assert normalised(found) == normalised(expected), f"line {block.line}: {block.body}gives now:\n{found}"
+        assert normalised(found) == normalised(expected), (
+            f"line {block.line}: {block.body}gives now:\n{found}"
+        )
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
 def test_every_program_of_a_page_is_run_or_says_why_not(page: Path) -> None:
     programs = [block for block in blocks(page) if block.language in ("sh", "python", "yaml")]
+    said = ("file: ", "not run: ")
     assert programs
-    unsaid = [block.line for block in programs if not block.is_run and not block.note.startswith(("file: ", "not run: "))]
+    unsaid = [block.line for block in programs if not block.is_run and not block.note.startswith(said)]
     assert not unsaid, f"{page.name}: lines {unsaid}"
 
 

@@ -9,6 +9,8 @@ An HTML comment right before a block says what it is:
 
 A ``sh`` block without a comment is run; a ``text`` block after it shows its output. Numbers, names of runs,
 paths, precision and memory format may differ, and so may the number of progress lines and all of a drawing.
+
+``python -m tests.tutorials.walk PAGE`` walks a page on the data of ``$LEPTON_DATA`` and writes what came into it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,9 +29,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SUBSET = ROOT / "tests" / "data"
 TIMEOUT_SECONDS = 200.0
-REPORTS_BEFORE_INTERRUPT = 3
 
-_BLOCK = re.compile(r"^(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S
+)
 _DRAWING = re.compile("[\u2500-\u257f\u2800-\u28ff]")
 
 
@@ -53,44 +57,53 @@ def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = page.read_text()
     return [
-        Block(language=m["language"], note=m["note"] or "", body=m["body"], line=text.count("\n", 0, m.start()) + 1)
+        Block(
+            language=m["language"],
+            note=m["note"] or "",
+            body=m["body"],
+            line=text.count("\n", 0, m.start()) + 1,
+        )
         for m in _BLOCK.finditer(text)
     ]
 
 
-def walk(page: Path, folder: Path, *, settings: str = "") -> list[tuple[Block, str, str]]:
+def walk(
+    page: Path, folder: Path, *, settings: str = "", data: str = str(SUBSET), reports: int = 3
+) -> list[tuple[Block, str, str]]:
     """Do what the page says in ``folder``; returns (block, output shown, output found) where output is shown.
 
     Args:
         settings: added to every ``lepton train`` command, so that a small data set gives a run of fit length.
+        data: the folders of data sets.
+        reports: how often a run must have reported steps before it is interrupted.
     """
-    env = environment(folder)
+    env = environment(folder, data)
     compared = []
     found, ran = "", None
     for block in blocks(page):
         if block.note.startswith("file: "):
             (folder / block.note.removeprefix("file: ")).write_text(block.body)
         elif block.is_run:
-            ran, found = block, _run(block, folder, env, settings)
+            ran, found = block, _run(block, folder, env, settings, reports)
         elif block.language == "text" and ran is not None and block.note == "":
             compared.append((ran, block.body, found))
             ran = None
     return compared
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """The small data set, a home of its own, and this interpreter's commands first."""
+def environment(folder: Path, data: str) -> dict[str, str]:
+    """These data sets, a home of its own, and this interpreter's commands first."""
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "LEPTON_DATA": str(SUBSET),
+        "LEPTON_DATA": data,
         "LEPTON_HOME": str(folder / ".home"),
         "COLUMNS": "100",
         "PYTHONIOENCODING": "utf-8",
     }
 
 
-def _run(block: Block, folder: Path, env: Mapping[str, str], settings: str) -> str:
+def _run(block: Block, folder: Path, env: Mapping[str, str], settings: str, reports: int) -> str:
     command = [sys.executable, "-c", block.body]
     if block.language == "sh":
         text = re.sub(r"^(lepton train .*)$", rf"\1 {settings}", block.body, flags=re.M)
@@ -103,24 +116,26 @@ def _run(block: Block, folder: Path, env: Mapping[str, str], settings: str) -> s
         expected = 0
         if block.note == "interrupt":
             expected = 130
-            _wait_for_steps(process, folder)
+            _wait_for_steps(process, folder, reports)
             os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise
-    assert process.returncode == expected, f"line {block.line}: {block.body}ended with {process.returncode}:\n{output}"
+    assert process.returncode == expected, (
+        f"line {block.line}: {block.body}ended with {process.returncode}:\n{output}"
+    )
     return output
 
 
-def _wait_for_steps(process: subprocess.Popen[str], folder: Path) -> None:
+def _wait_for_steps(process: subprocess.Popen[str], folder: Path, reports: int) -> None:
     """Until a run that is not over has reported steps a few times."""
     end = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < end and process.poll() is None:
         for journal in folder.glob("runs/*/events.jsonl"):
             text = journal.read_text()
-            if text.count("step_done") >= REPORTS_BEFORE_INTERRUPT and "run_ended" not in text:
+            if text.count("step_done") >= reports and "run_ended" not in text:
                 return
         time.sleep(0.02)
     raise AssertionError("the run ended, or took no step, before it could be interrupted")
@@ -140,10 +155,38 @@ def normalised(output: str) -> list[str]:
         line = re.sub(r"\b[\w-]+-\d{8}-\d{6}-[0-9a-f]{4}\b", "RUN", line)
         line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME", line)
         line = re.sub(r"\d[\d,.:]*(e[-+]?\d+)?", "N", line)
-        line = re.sub(r"\bN [numkMGT]?(s|B|KiB|MiB|GiB|FLOP)\b", r"N \1", line)
+        line = re.sub(r"\bN [numkMGT]?(s|min|h|B|KiB|MiB|GiB|FLOP)\b", r"N \1", line)
         line = re.sub(r"\bN (KiB|MiB|GiB)\b", "N B", line)
+        line = re.sub(r"\bN (min|h)\b", "N s", line)
         line = re.sub(r"\bN s (left|for the whole run)", r"N \1", line)
         line = re.sub(r"\b(float|bfloat)N\b", "PRECISION", line)
         line = re.sub(r"\b(contiguous|channels_last)\b", "FORMAT", line)
         lines[" ".join(line.split())] = None
     return list(lines)
+
+
+def rewritten(page: Path, shown: list[tuple[Block, str, str]], folder: Path) -> str:
+    """The page with what was found in place of what it shows; paths become those of nobody in particular."""
+    text = page.read_text()
+    for block, expected, found in shown:
+        found = found.replace(str(folder / ".home"), "/home/me/.local/share/lepton")
+        found = found.replace(str(folder), f"/home/me/{folder.name}").strip("\n")
+        found = "".join(line.rstrip() + "\n" for line in found.splitlines())
+        before, after = block.body + "```\n```text\n", "```\n"
+        assert text.count(before + expected + after) == 1, f"line {block.line}"
+        text = text.replace(before + expected + after, before + found + after)
+    return text
+
+
+def main(page: Path) -> None:
+    """Walk the page as a reader would and write down what came."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / page.stem
+        folder.mkdir()
+        # Some seconds of the run, on whole data sets.
+        shown = walk(page, folder, data=os.environ.get("LEPTON_DATA", ""), reports=14)
+        page.write_text(rewritten(page, shown, folder))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute())

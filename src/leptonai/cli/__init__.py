@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,4 +17,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     from leptonai.cli.app import run
 
+    # A service manager's polite end of a process means here what Ctrl-C means: save, then end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))

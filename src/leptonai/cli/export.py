@@ -117,6 +117,9 @@ def write_keras(run: RunDirectory, checkpoint: Checkpoint, to: Path) -> int:
         raise InputError(
             f"{run.path}: the job came from a notebook, so its model cannot be built again", hint=hint
         )
+    from leptonai.training.tensorflow.runtime import import_keras
+
+    import_keras()
     from leptonai.launch.jobs import load_job
     from leptonai.training.tensorflow.build import build_model
     from leptonai.training.tensorflow.export import export_keras

@@ -11,7 +11,7 @@ from leptonai.cli.options import (
     SetOption,
 )
 from leptonai.cli.output import out, print_json
-from leptonai.cli.train import request_for
+from leptonai.cli.train import engine_for, request_for
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -33,7 +33,8 @@ def plan(
     from leptonai.cli.plan_view import print_plan
     from leptonai.launch.run import make_plan
 
-    made = make_plan(request_for(job, cluster, settings=settings, home=home))
+    with engine_for(job, home) as engine:
+        made = make_plan(request_for(job, cluster, settings=settings, home=home), engine=engine)
     if as_json:
         print_json(made.to_json())
     else:

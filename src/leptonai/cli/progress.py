@@ -23,6 +23,8 @@ from leptonai.core.events import (
 )
 
 SECONDS_BETWEEN_LINES = 10.0
+# Short steps are reported hundreds of times a second, and drawing would take time from the workers.
+SECONDS_BETWEEN_DRAWINGS = 0.1
 _NEWEST_SHARE = 0.3
 
 
@@ -81,7 +83,7 @@ class TrainDisplay:
         self._console = console
         self._quiet = quiet
         self._pace = Pace()
-        self._last_line_seconds = float("-inf")
+        self._last_shown_seconds = float("-inf")
         self._bar = _bar(console) if console.is_terminal and not quiet else None
         self._task: TaskID | None = None
         self.run_id = ""
@@ -112,19 +114,24 @@ class TrainDisplay:
         console.print(sentence, soft_wrap=True)
 
     def _show_pace(self, event: Event) -> None:
+        between = SECONDS_BETWEEN_LINES if self._bar is None else SECONDS_BETWEEN_DRAWINGS
+        is_last = self._pace.step == self._pace.total_steps
+        if event.at_seconds - self._last_shown_seconds < between and not is_last:
+            return
         if self._bar is not None:
-            if self._task is None:
-                self._bar.start()
-                self._task = self._bar.add_task("", total=self._pace.total_steps)
-            self._bar.update(self._task, completed=self._pace.step, description=self._pace.describe())
-            self._bar.refresh()
-        elif isinstance(event, StepDone) and self._line_is_due(event):
-            self._last_line_seconds = event.at_seconds
+            self._draw(self._bar)
+        elif isinstance(event, StepDone):
             self._say(Text(self._pace.describe()))
+        else:
+            return
+        self._last_shown_seconds = event.at_seconds
 
-    def _line_is_due(self, event: StepDone) -> bool:
-        waited = event.at_seconds - self._last_line_seconds
-        return waited >= SECONDS_BETWEEN_LINES or event.step == self._pace.total_steps
+    def _draw(self, bar: Progress) -> None:
+        if self._task is None:
+            bar.start()
+            self._task = bar.add_task("", total=self._pace.total_steps)
+        bar.update(self._task, completed=self._pace.step, description=self._pace.describe())
+        bar.refresh()
 
 
 def sentence_for(event: Event) -> Text | None:

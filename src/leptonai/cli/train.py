@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +25,7 @@ from leptonai.cli.output import INTERRUPTED_CODE, err, out, print_json, say, sho
 from leptonai.core.errors import InputError, LeptonError
 
 if TYPE_CHECKING:
+    from leptonai.compute.engines.local import LocalEngine
     from leptonai.launch.run import RunResult, TrainRequest
 
 EXAMPLES = """
@@ -66,10 +69,18 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train the job on the cluster, show progress, and leave everything in the run directory."""
-    request = request_for(
-        job, cluster, run_dir=run_dir, resume=resume, settings=settings, autotune=not no_autotune, home=home
-    )
-    result = run_with_progress(request, quiet=as_json)
+    # First of all the engine: its imports take seconds, in which this process reads its files.
+    with engine_for(job, home) as engine:
+        request = request_for(
+            job,
+            cluster,
+            run_dir=run_dir,
+            resume=resume,
+            settings=settings,
+            autotune=not no_autotune,
+            home=home,
+        )
+        result = run_with_progress(request, engine, quiet=as_json)
     if as_json:
         from leptonai.launch.run import result_to_json
 
@@ -78,6 +89,19 @@ def train(
         print_result(result, out())
     if result.status == "interrupted":
         raise typer.Exit(INTERRUPTED_CODE)
+
+
+@contextlib.contextmanager
+def engine_for(job: Path, home: Path) -> Iterator[LocalEngine]:
+    """The engine that will run this job, starting up."""
+    from leptonai.launch.engine import likely_framework, start_engine
+
+    if not job.is_file():  # launch would find out too, after seconds of imports
+        raise InputError(f"{job}: there is no such job file")
+    # Job files look for data sets where the environment says; the workers inherit this one.
+    os.environ["LEPTON_HOME"] = str(home_directory(home))
+    with start_engine(likely_framework(job)) as engine:
+        yield engine
 
 
 def request_for(
@@ -94,11 +118,7 @@ def request_for(
     from leptonai.launch.jobs import JobFile
     from leptonai.launch.run import TrainRequest
 
-    if not job.is_file():  # launch would find out too, after seconds of imports
-        raise InputError(f"{job}: there is no such job file")
     found, text = read_cluster_file(cluster)
-    # Job files look for data sets where the environment says; the workers inherit this one.
-    os.environ["LEPTON_HOME"] = str(home_directory(home))
     return TrainRequest(
         job=JobFile(path=job),
         cluster=found,
@@ -111,14 +131,14 @@ def request_for(
     )
 
 
-def run_with_progress(request: TrainRequest, *, quiet: bool) -> RunResult:
+def run_with_progress(request: TrainRequest, engine: LocalEngine, *, quiet: bool) -> RunResult:
     """Train with a display on standard error."""
     from leptonai.cli.progress import TrainDisplay
     from leptonai.launch.run import train as launch_train
 
     display = TrainDisplay(err(), quiet=quiet)
     try:
-        return launch_train(request, on_event=display)
+        return launch_train(request, on_event=display, engine=engine)
     except KeyboardInterrupt:
         say(err(), "interrupted: all workers have ended")
         raise

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from leptonai.compute.plan import Tuning
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
+from leptonai.launch.engine import FrameworkName
 
 if TYPE_CHECKING:
     from leptonai.training.data.dataset import Data
     from leptonai.training.job import TrainJob
     from leptonai.training.learner import Exchange, Learner
-
-FrameworkName = Literal["pytorch", "tensorflow"]
 
 
 class Framework(Protocol):

@@ -79,6 +79,12 @@ def load_job(path: Path, overrides: tuple[str, ...] = ()) -> TrainJob:
         spec.loader.exec_module(module)
     except LeptonError:
         raise
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        hint = "pip install openlepton[tensorflow]" if missing in ("keras", "tensorflow") else None
+        raise InputError(
+            f"{path}: {_where(error, path)}there is no module {error.name!r}", hint=hint
+        ) from error
     except Exception as error:
         raise InputError(
             f"{path}: {_where(error, path)}{type(error).__name__}: {error}", hint=_trace_of(error, path)
@@ -177,6 +183,7 @@ def identity(
         "accumulate": job.accumulate,
         "clip_norm": job.clip_norm,
         "precision": job.precision,
+        "shuffle": job.shuffle,
         "seed": job.seed,
         "total_steps": job.total_steps(num_examples),
     }

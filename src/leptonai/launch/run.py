@@ -138,10 +138,14 @@ def result_to_json(result: RunResult) -> dict[str, Any]:
     }
 
 
-def make_plan(request: TrainRequest, *, clock: Clock | None = None) -> Plan:
+def make_plan(
+    request: TrainRequest, *, clock: Clock | None = None, engine: LocalEngine | None = None
+) -> Plan:
     """What would run, without running it."""
     clock = clock or SystemClock()
-    with tempfile.TemporaryDirectory(prefix="lepton-") as folder, start_engine() as engine:
+    with tempfile.TemporaryDirectory(prefix="lepton-") as folder, contextlib.ExitStack() as stack:
+        engine = engine or stack.enter_context(start_engine())
+        stack.callback(engine.stop_workers)
         scouted = _scout(engine, request, Path(folder), resume_dir=None, clock=clock)
         return _plan(request.cluster, scouted, for_run=False, kept=None)
 
@@ -478,6 +482,7 @@ def worker_environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        "KERAS_BACKEND": "tensorflow",
         "PYTHONUNBUFFERED": "1",
     }
 

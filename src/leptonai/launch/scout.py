@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leptonai.core.errors import Fault
-from leptonai.launch.frameworks import FRAMEWORKS, FrameworkName, framework_of
+from leptonai.launch.engine import FrameworkName
+from leptonai.launch.frameworks import FRAMEWORKS, framework_of
 from leptonai.launch.jobs import identity
 
 if TYPE_CHECKING:

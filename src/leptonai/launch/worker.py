@@ -33,16 +33,15 @@ class Line:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._reader = LineReader()
-        self._waiting: list[dict[str, Any]] = []
 
     def receive(self) -> dict[str, Any]:
         """The next value, waiting for it. Raises Fault when the launcher is gone."""
-        while not self._waiting:
+        while (value := self._reader.next_value()) is None:
             data = self._channel.recv(2**16)
             if not data:
                 raise Fault("the launcher is gone")
-            self._waiting += self._reader.feed(data)
-        return self._waiting.pop(0)
+            self._reader.add(data)
+        return value
 
     def receive_bytes(self, count: int) -> bytes:
         """Exactly ``count`` bytes that follow the last value."""
@@ -58,8 +57,10 @@ class Line:
 
     def ready(self) -> Iterator[dict[str, Any]]:
         """Values that have already come in."""
-        while self._waiting or select.select([self._channel], [], [], 0)[0]:
+        yield from self._reader.values()
+        while select.select([self._channel], [], [], 0)[0]:
             yield self.receive()
+            yield from self._reader.values()
 
     def send(self, values: Mapping[str, Any]) -> None:
         """Say something; a launcher that is gone will end this process anyway."""

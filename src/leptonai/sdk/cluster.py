@@ -25,7 +25,7 @@ class TrainingCluster:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "cluster.yaml"
-    ...     _ = path.write_text("name: laptop\\nworkers: 2\\n")
+    ...     _ = path.write_text("nodes: [{name: laptop}]\\nworkers: 2\\n")
     ...     with TrainingCluster(path) as cluster:
     ...         active_cluster() is cluster
     True

@@ -36,16 +36,14 @@ class Display:
                 self._steps_per_epoch = max(1, event.steps_per_epoch)
                 if not self.quiet:
                     workers = f"{event.num_workers} worker{'s' if event.num_workers > 1 else ''}"
-                    self._line(f"training on {workers}, run {event.run_id}")
+                    self.say(f"training on {workers}, run {event.run_id}")
             case StepDone():
                 self._seconds += event.seconds
                 self._show_step(event)
             case CheckpointFailed():
-                self._line(
-                    f"warning: the checkpoint at step {event.step} could not be written: {event.reason}"
-                )
+                self.say(f"warning: the checkpoint at step {event.step} could not be written: {event.reason}")
             case Notice() if not self.quiet:
-                self._line(f"note: {event.message}")
+                self.say(f"note: {event.message}")
             case _:
                 pass
 
@@ -54,7 +52,7 @@ class Display:
         self._epoch += 1
         if not self.quiet:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            self._line(f"epoch {self._epoch}/{self._epochs}  {self._seconds:.1f} s  {shown}")
+            self.say(f"epoch {self._epoch}/{self._epochs}  {self._seconds:.1f} s  {shown}")
         self._seconds = 0.0
 
     def close(self) -> None:
@@ -75,7 +73,8 @@ class Display:
         self._write("\r" + text.ljust(self._width))
         self._width = len(text)
 
-    def _line(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Write a line of its own."""
         self._write(("\r" if self._width else "") + text.ljust(self._width) + "\n")
         self._width = 0
 

@@ -28,6 +28,7 @@ def fitting_loss(*, outputs: int, labels: NDArray[Any], activation: Activation) 
     Raises:
         InputError: no loss fits.
 
+    >>> import numpy as np
     >>> fitting_loss(outputs=10, labels=np.array([3, 7]), activation="softmax")
     'sparse_categorical'
     >>> fitting_loss(outputs=1, labels=np.array([0.5, 7.0]), activation="other")

@@ -15,6 +15,7 @@ import tensorflow as tf
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.errors import InputError
 from leptonai.core.events import Event
+from leptonai.launch.engine import start_engine
 from leptonai.launch.jobs import LiveJob
 from leptonai.launch.run import EpochAnswer, EpochReport
 from leptonai.sdk import arguments, sources
@@ -26,7 +27,7 @@ from leptonai.sdk.epochs import EpochLog, in_keras_order, validation_rule
 from leptonai.sdk.keras_compile import ready_to_train
 from leptonai.sdk.keras_data import Given, given
 from leptonai.sdk.keras_job import WEIGHTS, KerasJob, pack_model
-from leptonai.sdk.run import final_state, keras_engine, run_live, search_path
+from leptonai.sdk.run import final_state, run_live, search_path
 from leptonai.training.learner import LearnerState
 from leptonai.training.tensorflow import tensors
 from leptonai.training.tensorflow.metrics import compiled_metrics
@@ -82,7 +83,7 @@ def fit_on_cluster(model: Any, cluster: TrainingCluster, request: FitRequest) ->
     callbacks = check_callbacks(request.callbacks)
     display = display_for(request.verbose, epochs=request.epochs, first_epoch=request.initial_epoch)
     # The engine first: its imports take long, and go on while the data is looked at here.
-    with keras_engine() as engine, tempfile.TemporaryDirectory(prefix="lepton-fit-") as folder:
+    with start_engine("tensorflow") as engine, tempfile.TemporaryDirectory(prefix="lepton-fit-") as folder:
         sets = _sets(model, request, Path(folder))
         ready_to_train(model, sets.train)
         steps = -(-len(sets.train) // sets.batch_size)
@@ -171,6 +172,7 @@ def _live_job(model: Any, request: FitRequest, sets: _Sets) -> LiveJob:
         has_weights_column=sets.train.weights is not None,
         metrics=tuple(compiled_metrics(model)),
         global_batch_size=sets.batch_size,
+        shuffle=bool(request.shuffle) and not sets.is_ordered,
         evaluation_batch_size=request.validation_batch_size or EVALUATION_BATCH_SIZE,
         evaluate_every_epochs=0 if sets.validation is None else every,
         epochs=request.epochs - request.initial_epoch,
@@ -190,11 +192,6 @@ def _sets(model: Any, request: FitRequest, folder: Path) -> _Sets:
         raise InputError(
             "fit: a tf.data.Dataset comes in batches already",
             hint="leave batch_size out, or change dataset.batch",
-        )
-    if not request.shuffle and found.batch_size is None:
-        raise InputError(
-            "fit: shuffle=False cannot be kept on a cluster, where each epoch has an order of its own",
-            hint="leave shuffle out",
         )
     train, validation = _split(model, request, found.examples, folder)
     batch_size = found.batch_size or request.batch_size or DEFAULT_BATCH_SIZE

@@ -44,6 +44,7 @@ class KerasJob:
     evaluate_every_epochs: int
     epochs: int
     seed: int
+    shuffle: bool = True
     name: str = ""
 
     def __call__(self, arrays: Mapping[str, Array]) -> TrainJob:
@@ -63,6 +64,7 @@ class KerasJob:
             global_batch_size=self.global_batch_size,
             epochs=self.epochs,
             seed=self.seed,
+            shuffle=self.shuffle,
             # The layers carry their own precision already.
             precision="float32",
             evaluate=Evaluate(

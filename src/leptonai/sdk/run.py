@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.errors import Fault
 from leptonai.core.events import Event
-from leptonai.launch.engine import ENTRY
 from leptonai.launch.jobs import LiveJob
 from leptonai.launch.run import EpochAnswer, EpochReport, RunResult, TrainRequest, train
 from leptonai.sdk.cluster import TrainingCluster
@@ -20,26 +18,8 @@ from leptonai.sdk.cluster import TrainingCluster
 if TYPE_CHECKING:
     from leptonai.training.learner import LearnerState
 
-KERAS_PRELOAD = (
-    "torch.distributed", "leptonai.launch.worker", "leptonai.launch.scout", "leptonai.training.loop",
-    "leptonai.training.pytorch.exchange", "leptonai.training.pytorch.profile",
-    "leptonai.training.tensorflow.learner", "leptonai.training.tensorflow.profile",
-)  # fmt: skip
 DEFAULT_HOME = "~/.local/share/lepton"
 Gate = Callable[[EpochReport], EpochAnswer]
-
-
-@contextlib.contextmanager
-def keras_engine() -> Iterator[LocalEngine]:
-    """The local engine with TensorFlow imported once for all workers; the import goes on in the background.
-
-    Importing TensorFlow starts no thread and fixes no number of threads, so forking afterwards is sound.
-    """
-    engine = LocalEngine(entry=ENTRY, preload=KERAS_PRELOAD)
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 def run_live(

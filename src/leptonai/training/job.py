@@ -132,6 +132,7 @@ class TrainJob:
         accumulate: forward/backward passes each worker's share is cut into, >= 1.
         clip_norm: largest L2 norm of the whole gradient, > 0; None: no clipping.
         precision: ``"float32"``, ``"bfloat16"`` (autocast, float32 weights) or ``"auto"``: chosen once by autotune.
+        shuffle: whether every epoch has a random order of its own; False: the order of the data, each time.
         seed: of weights, data order, augmentation and dropout; >= 0.
 
     Raises:
@@ -156,6 +157,7 @@ class TrainJob:
     accumulate: int = 1
     clip_norm: float | None = None
     precision: Precision = "auto"
+    shuffle: bool = True
     seed: int = 0
     evaluate: Evaluate = field(default_factory=Evaluate)
     stop_when: StopWhen | None = None

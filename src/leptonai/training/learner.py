@@ -45,6 +45,11 @@ class Learner(Protocol):
         """The optimiser's learning rate before scheduling, for reports."""
         ...
 
+    @property
+    def train_metric_sums(self) -> dict[str, float]:
+        """Sums of metrics over this worker's training examples since the loop last set them to 0; may be empty."""
+        ...
+
     def step(
         self, micro_batches: Sequence[Batch], *, num_examples: int, lr_factor: float, seed: int
     ) -> float:

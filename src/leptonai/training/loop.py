@@ -102,7 +102,10 @@ class Loop:
             gated,
         )
         self._order = Order(
-            seed=job.seed, num_examples=len(data.train), global_batch_size=job.global_batch_size
+            seed=job.seed,
+            num_examples=len(data.train),
+            global_batch_size=job.global_batch_size,
+            shuffle=job.shuffle,
         )
         self._steps_per_epoch = job.steps_per_epoch(len(data.train))
         self._total = job.total_steps(len(data.train))
@@ -155,6 +158,7 @@ class Loop:
         window = _Window(since_seconds=now, epoch_since_seconds=now)
         if self._exchange.rank == 0:  # the sums are over all workers, so one of them carries the past
             window.epoch_loss = float(start.extra.get("epoch_loss", 0.0))
+            self._learner.train_metric_sums.update(start.extra.get("epoch_metrics", {}))
         window.epoch_examples = int(start.extra.get("epoch_examples", 0))
         self._lr_scale = float(start.extra.get("lr_scale", 1.0))
         return window
@@ -264,12 +268,11 @@ class Loop:
         return done == self._total or ((by_epochs or by_steps) and done >= rule.from_step)
 
     def _finish_epoch(self, done: int, epoch: int, window: _Window) -> dict[str, float]:
-        own: dict[str, float] = dict(getattr(self._learner, "train_metric_sums", {}) or {})
-        names = sorted(own)
-        sums = np.array([window.epoch_loss, *(own[name] for name in names)], np.float64)
+        own = self._learner.train_metric_sums
+        names = list(own)
+        sums = np.array([window.epoch_loss, *own.values()], np.float64)
         self._exchange.sum(sums)
-        for name in names:
-            self._learner.train_metric_sums[name] = 0.0  # type: ignore[attr-defined]
+        own.update(dict.fromkeys(own, 0.0))
         examples = max(window.epoch_examples, 1)
         metrics = {name: float(value) / examples for name, value in zip(["loss", *names], sums, strict=True)}
         now = self._clock.monotonic_seconds()
@@ -290,10 +293,10 @@ class Loop:
         if self._exchange.rank == 0:
             seen = {**train_metrics, **{f"val_{name}": value for name, value in self._metrics.items()}}
             stop, rate = self._hooks.epoch_gate(epoch, done, seen)
-            answer[:] = [float(stop), 0.0 if rate is None else rate / self._learner.base_learning_rate]
+            answer[:] = [float(stop), math.nan if rate is None else rate / self._learner.base_learning_rate]
         self._exchange.broadcast(answer)
         self._hooks.note(done, "computing")
-        if answer[1] > 0:
+        if not math.isnan(answer[1]):
             self._lr_scale = float(answer[1])
         now = self._clock.monotonic_seconds()
         window.since_seconds = window.epoch_since_seconds = now
@@ -343,7 +346,8 @@ class Loop:
         self._last_saved_seconds = self._clock.monotonic_seconds()
         self._save_tried_step = done
         # What the epoch's sums hold of this epoch so far, over all workers, so that resume can go on with them.
-        sums = np.array([window.epoch_loss], np.float64)
+        metrics = self._learner.train_metric_sums
+        sums = np.array([window.epoch_loss, *metrics.values()], np.float64)
         self._exchange.sum(sums)
         if self._store is None or self._exchange.rank != 0:
             return
@@ -351,6 +355,7 @@ class Loop:
         began = self._clock.monotonic_seconds()
         extra = {
             "epoch_loss": float(sums[0]),
+            "epoch_metrics": dict(zip(metrics, map(float, sums[1:]), strict=True)),
             "epoch_examples": window.epoch_examples,
             "lr_scale": self._lr_scale,
             "metrics": {name: value for name, value in self._metrics.items() if math.isfinite(value)},

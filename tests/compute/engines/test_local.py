@@ -21,12 +21,11 @@ from leptonai.compute.engines.wire import LineReader, encode
 def play(channel: socket.socket, fds: list[int]) -> int:
     """What the workers of these tests do: as their assignment says."""
     reader = LineReader()
-    heard: list[dict[str, Any]] = []
 
     def hear() -> dict[str, Any]:
-        while not heard:
-            heard.extend(reader.feed(channel.recv(65536)))
-        return heard.pop(0)
+        while (value := reader.next_value()) is None:
+            reader.add(channel.recv(65536))
+        return value
 
     assignment = hear()
     match assignment["play"]:

@@ -20,6 +20,8 @@ from leptonai.training.optimizers import SGD, Adam, AdamW
 keras = pytest.importorskip("keras")
 
 from leptonai.training.tensorflow.learner import KerasLearner  # noqa: E402
+from leptonai.training.tensorflow.metrics import CompiledMetric  # noqa: E402
+from leptonai.training.tensorflow.objective import WeightedStep  # noqa: E402
 from leptonai.training.tensorflow.tensors import unpack  # noqa: E402
 
 TOLERANCE = 2e-6  # float32 sums in another order
@@ -354,3 +356,61 @@ def test_cross_entropy_takes_logits_also_from_a_softmax_layer(activation: str | 
 
     sums = KerasLearner(job(model=model), Alone(), tuning=Tuning()).evaluate([examples()])
     assert sums["loss"] == pytest.approx(24 * np.log(3), rel=1e-5)
+
+
+def test_an_output_with_a_mask_is_refused() -> None:
+    def model() -> Any:
+        layers = [keras.Input((4,)), keras.layers.Embedding(5, 3, mask_zero=True), keras.layers.Dense(3)]
+        return keras.Sequential(layers)
+
+    learner = KerasLearner(job(model=model), Alone(), tuning=Tuning())
+    with pytest.raises(InputError, match="carries a mask"):
+        learner.evaluate([(np.ones((2, 4), np.int64), np.zeros((2, 4), np.int64))])
+
+
+def test_an_optimizer_that_scales_the_loss_is_refused() -> None:
+    def scaling(variables: Any) -> Any:
+        return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+
+    with pytest.raises(InputError, match="scales the loss"):
+        KerasLearner(job(optimizer=scaling), Alone(), tuning=Tuning())
+
+
+def test_metrics_compiled_into_the_model_are_found_by_name() -> None:
+    def model() -> Any:
+        built = dense_model()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        built.compile(
+            "adam", loss, metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(k=3, name="top")]
+        )
+        return built
+
+    metrics = {"accuracy": CompiledMetric("accuracy"), "top": CompiledMetric("top")}
+    learner = KerasLearner(
+        job(model=model, loss=None, optimizer=None, evaluate=Evaluate(metrics=metrics)),
+        Alone(),
+        tuning=Tuning(),
+    )
+    sums = learner.evaluate([examples()])
+    expected = dict(
+        zip(("loss", "accuracy", "top"), learner.model.evaluate(*examples(), verbose=0), strict=True)
+    )
+    assert {name: value / 24 for name, value in sums.items()} == pytest.approx(expected, rel=1e-5)
+    assert sums["top"] == 24
+
+
+def test_weights_before_the_labels_go_to_the_loss_as_keras_sample_weights() -> None:
+    def model() -> Any:
+        built = dense_model()
+        built.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return built
+
+    images, labels = examples()
+    weights = np.linspace(0.0, 3.0, 24, dtype=np.float32)
+    changes = {"model": model, "loss": None, "optimizer": None, "step": WeightedStep()}
+    learner = KerasLearner(job(**changes), Alone(), tuning=Tuning())
+    learner.step([(images, weights, labels)], num_examples=24, lr_factor=1.0, seed=0)
+    expected = model()
+    expected.train_on_batch(images, labels, sample_weight=weights)
+    for ours, theirs in zip(learner.model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)

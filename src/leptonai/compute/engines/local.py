@@ -58,6 +58,7 @@ class LocalEngine:
         self._channels: dict[WorkerName, socket.socket] = {}
         self._readers: dict[WorkerName, LineReader] = {}
         self._alive: set[WorkerName] = set()
+        self._running: set[WorkerName] = set()
 
     def start(self, spec: WorkerSpec) -> None:
         """Fork one worker; see :class:`~leptonai.compute.engines.base.Engine`."""
@@ -79,8 +80,10 @@ class LocalEngine:
             ours.sendall(encode({**spec.assignment, "payload_bytes": len(spec.payload)}) + spec.payload)
 
     def poll(self, timeout_seconds: float) -> list[Report]:
-        """Reports since the last call; a worker's messages always come before its Exited."""
-        sockets = {channel.fileno(): name for name, channel in self._channels.items()}
+        """Reports since the last call; a worker's Started comes before its messages, and these before its Exited."""
+        sockets = {
+            channel.fileno(): name for name, channel in self._channels.items() if name in self._running
+        }
         poller = select.poll()
         for fd in [*sockets, self._control.fileno()]:
             poller.register(fd, select.POLLIN)
@@ -102,7 +105,9 @@ class LocalEngine:
         if not data:
             self._channels.pop(name).close()
             return []
-        return [Message(name=name, values=values) for values in self._readers[name].feed(data)]
+        reader = self._readers[name]
+        reader.add(data)
+        return [Message(name=name, values=values) for values in reader.values()]
 
     def _hear_zygote(self) -> list[Report]:
         try:
@@ -116,8 +121,10 @@ class LocalEngine:
         said, _fds = received
         name = said["name"]
         if said["op"] == "started":
+            self._running.add(name)
             return [Started(name=name, pid=said["pid"])]
         self._alive.discard(name)
+        self._running.discard(name)
         last: list[Report] = []
         while name in self._channels:  # what it said before it ended
             if not select.select([self._channels[name]], [], [], 0)[0]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from leptonai.core.errors import Fault
@@ -14,24 +14,41 @@ LONGEST_LINE_BYTES = 16 * 2**20
 
 
 class LineReader:
-    """Cuts what a socket delivers into JSON values, keeping the unfinished rest."""
+    """Cuts what a socket delivers into JSON values, keeping the unfinished rest.
+
+    >>> reader = LineReader()
+    >>> reader.add(b'{"a": 1}\\nraw')
+    >>> reader.next_value(), reader.take_rest()
+    ({'a': 1}, b'raw')
+    """
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
-    def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """The values completed by ``data``."""
+    def add(self, data: bytes) -> None:
+        """Take in what a socket delivered."""
         self._rest += data
-        if len(self._rest) > LONGEST_LINE_BYTES:
-            raise Fault("a worker sent a line longer than 16 MiB")
-        *lines, rest = self._rest.split(b"\n")
-        self._rest = bytearray(rest)
-        return [json.loads(line) for line in lines]
+
+    def next_value(self) -> dict[str, Any] | None:
+        """The value of the first whole line, if there is one; what follows it is not looked at."""
+        end = self._rest.find(b"\n")
+        if end < 0:
+            if len(self._rest) > LONGEST_LINE_BYTES:
+                raise Fault("a worker sent a line longer than 16 MiB")
+            return None
+        value: dict[str, Any] = json.loads(self._rest[:end])
+        del self._rest[: end + 1]
+        return value
+
+    def values(self) -> Iterator[dict[str, Any]]:
+        """The values of all whole lines."""
+        while (value := self.next_value()) is not None:
+            yield value
 
     def take_rest(self) -> bytes:
-        """What came after the last whole line; the reader forgets it."""
+        """What came after the last line taken; the reader forgets it."""
         rest = bytes(self._rest)
-        self._rest = bytearray()
+        self._rest.clear()
         return rest
 
 

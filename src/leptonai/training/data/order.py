@@ -57,6 +57,7 @@ class Order:
         seed: of the job, >= 0.
         num_examples: in the training set, >= 1.
         global_batch_size: examples in one step over all workers, >= 1.
+        shuffle: False for the order of the data in every epoch.
 
     Raises:
         InputError: a count lies outside its range.
@@ -66,11 +67,12 @@ class Order:
     [(0, 2), (0, 2), (0, 1), (1, 2)]
     """
 
-    def __init__(self, *, seed: int, num_examples: int, global_batch_size: int) -> None:
+    def __init__(self, *, seed: int, num_examples: int, global_batch_size: int, shuffle: bool = True) -> None:
         for name, value in (("num_examples", num_examples), ("global_batch_size", global_batch_size)):
             if value < 1:
                 raise InputError(f"Order: expected {name} >= 1, found {value}")
         self._seed, self._num_examples, self._batch_size = seed, num_examples, global_batch_size
+        self._shuffle = shuffle
         self._cached: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -88,7 +90,10 @@ class Order:
         # One value holds epoch and order together, so a prefetching thread never sees half an update.
         cached = self._cached
         if cached is None or cached[0] != epoch:
-            order = epoch_order(seed=self._seed, epoch=epoch, num_examples=self._num_examples)
+            if self._shuffle:
+                order = epoch_order(seed=self._seed, epoch=epoch, num_examples=self._num_examples)
+            else:
+                order = np.arange(self._num_examples, dtype=np.int64)
             order.flags.writeable = False
             self._cached = cached = (epoch, order)
         return cached[1]

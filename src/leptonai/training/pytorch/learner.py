@@ -50,11 +50,12 @@ class TorchLearner:
     0's over the others'. Under data parallelism each forward pass starts from rank 0's buffers (batch
     normalisation's running statistics), while its batch statistics are those of the worker's own share.
 
+    Attributes:
+        train_metric_sums: sums of the metrics over the training examples since the loop last cleared them.
+
     Args:
         announce: called when this worker begins to wait for the others: DDP exchanges during the backward pass.
     """
-
-    train_metric_sums: Mapping[str, float]
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class TorchLearner:
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = build_optimizer(job, self._parameters)
         self._base_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        self.train_metric_sums = {}
+        self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metrics if self._loss else (), 0.0)
         # Not Module.compile(): dynamo skips torch.nn's own frames there, and a Sequential stays uncompiled.
         trained = cast(nn.Module, torch.compile(self.model)) if options.compile else self.model
         self._module: nn.Module = _StepModule(trained, job.step or self._default_step)
@@ -196,7 +197,11 @@ class TorchLearner:
     def _default_step(self, model: Any, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self._loss is not None
         *inputs, labels = batch
-        return self._loss(model(*inputs), labels)
+        outputs = model(*inputs)
+        with torch.no_grad():
+            for name, metric in self._metrics.items():
+                self.train_metric_sums[name] += float(metric(outputs, labels).sum())
+        return self._loss(outputs, labels)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._options.precision == "bfloat16":

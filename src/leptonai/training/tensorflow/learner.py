@@ -133,7 +133,10 @@ class KerasLearner:
             specs = tuple(tf.TensorSpec((None, *column.shape[1:]), column.dtype) for column in columns)
             scalars = [tf.TensorSpec((), tf.float32) for _ in numbers]
             self._compiled[key] = tf.function(
-                function, input_signature=[specs, *scalars], jit_compile=self._tuning.compile or None
+                function,
+                input_signature=[specs, *scalars],
+                autograph=False,
+                jit_compile=self._tuning.compile or None,
             )
         return self._compiled[key](columns, *numbers)
 
@@ -172,7 +175,10 @@ class KerasLearner:
         if "apply" not in self._compiled:
             signature = [tf.TensorSpec(shared_PM.shape, tf.float32), tf.TensorSpec((), tf.float32)]
             self._compiled["apply"] = tf.function(
-                self._take_over, input_signature=signature, jit_compile=self._tuning.compile or None
+                self._take_over,
+                input_signature=signature,
+                autograph=False,
+                jit_compile=self._tuning.compile or None,
             )
         self._compiled["apply"](shared_PM, rate)
 

@@ -1,0 +1,77 @@
+"""Every theme claims what it must, and each figure's contestants exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.figures import Benchmark, Options
+from benchmarks.workloads.arrays import write_arrays
+
+from benchmarks import sdk_ten_epochs, sync_training, time_to_accuracy
+
+PROMISED = {
+    "samples_per_second_vs_torchrun": (1.0, "higher"),
+    "samples_per_second_autotuned_vs_torchrun": (1.4, "higher"),
+    "accuracy_difference_points": (0.3, "lower"),
+    "samples_per_second_vs_ray_train": (1.0, "higher"),
+    "samples_per_second_vs_accelerate": (1.0, "higher"),
+    "samples_per_second_vs_fabric": (1.0, "higher"),
+    "startup_vs_torchrun": (1.1, "lower"),
+    "scaling_efficiency": (0.93, "higher"),
+    "peak_memory_vs_torchrun": (1.1, "lower"),
+    "seconds_vs_keras": (0.5, "lower"),
+    "seconds_vs_pytorch_loop": (0.5, "lower"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    images, labels = np.zeros((4, 28, 28), np.uint8), np.zeros(4, np.int64)
+    write_arrays(tmp_path, {"train": (images, labels), "test": (images, labels)})
+    return tmp_path
+
+
+def themes(folder: Path) -> list[Benchmark]:
+    return [
+        sync_training.build_in(folder),
+        time_to_accuracy.benchmark_in(folder, goal=0.99),
+        sdk_ten_epochs.build_in(folder),
+    ]
+
+
+def test_the_figures_are_those_promised(folder: Path) -> None:
+    found = {
+        figure.name: (figure.goal, figure.better)
+        for theme in themes(folder)
+        for figure in theme.figures
+        if figure.goal is not None
+    }
+    assert found == PROMISED
+
+
+def test_every_figure_and_column_names_a_contest_and_contestants_that_exist(folder: Path) -> None:
+    for theme in themes(folder):
+        options = Options(num_runs=1, only=(), quick=False, as_json=True)
+        there = {
+            contest.name: {each.name for each in contest.contestants} for contest in theme.build(options)
+        }
+        for figure in theme.figures:
+            assert set(figure.contestants) <= there[figure.contest], figure.name
+        assert {column.contest for column in theme.columns} <= set(there)
+
+
+def test_all_contestants_of_two_workers_are_told_the_same_steps_seed_and_threads(folder: Path) -> None:
+    benchmark = sync_training.build_in(folder)
+    (speed, *_) = benchmark.build(Options(num_runs=1, only=(), quick=False, as_json=True))
+    for contestant in speed.contestants:
+        if contestant.name in (sync_training.RAY, sync_training.ACCELERATE, sync_training.FABRIC):
+            continue  # naming their command would install them
+        words = " ".join(contestant.command(folder, 3))
+        assert contestant.environment["OMP_NUM_THREADS"] == "1"
+        assert f"steps={sync_training.STEPS}" in words or f"--steps {sync_training.STEPS}" in words
+        assert "seed=3" in words or "--seed 3" in words
+        assert contestant.name == sync_training.AUTOTUNED or ("--no-autotune" in words) == (
+            "leptonai.cli" in words
+        )
