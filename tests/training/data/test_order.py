@@ -96,3 +96,8 @@ def test_an_epoch_order_handed_out_cannot_be_spoiled() -> None:
 def test_empty_sizes_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         Order(**{"seed": 0, "num_examples": 1, "global_batch_size": 1, **wrong})
+
+
+def test_without_shuffling_every_epoch_follows_the_data() -> None:
+    order = Order(seed=3, num_examples=5, global_batch_size=2, shuffle=False)
+    assert [order.batch(step).indices.tolist() for step in range(4)] == [[0, 1], [2, 3], [4], [0, 1]]
