@@ -51,9 +51,8 @@ def training(stage: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_live_run_saves_and_stops_on_order(stage: Path, lepton: Callable[..., Said]) -> None:
     with training(stage) as process:
         assert json.loads(lepton("runs", "show", "live", "--json").out)["status"] == "running"
-        assert {row["run_id"]: row["status"] for row in json.loads(lepton("runs", "list", "--json").out)}[
-            "live"
-        ] == "running"
+        rows = {row["run_id"]: row for row in json.loads(lepton("runs", "list", "--json").out)}
+        assert rows["live"]["status"] == "running"
         assert lepton("runs", "save", "live").code == 0
         assert lepton("runs", "stop", "live").code == 0
         out, err = process.communicate(timeout=60)

@@ -13,7 +13,8 @@ from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.events import Event
 from leptonai.launch.engine import start_engine
 from leptonai.launch.jobs import JobFile
-from leptonai.launch.run import RunResult, TrainRequest, train
+from leptonai.launch.request import RunResult, TrainRequest
+from leptonai.launch.run import train
 
 TOY = Path(__file__).parent / "jobs" / "toy.py"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from leptonai.core.errors import Fault, Refused
 from leptonai.core.events import CheckpointDamaged, Event, Resumed, StepDone, WorkerStarted
-from leptonai.launch.run import RunResult
+from leptonai.launch.request import RunResult
 from leptonai.training.checkpoint import CheckpointStore
 from tests.launch.conftest import Runner
 

@@ -26,7 +26,7 @@ from leptonai.core.errors import InputError, LeptonError
 
 if TYPE_CHECKING:
     from leptonai.compute.engines.local import LocalEngine
-    from leptonai.launch.run import RunResult, TrainRequest
+    from leptonai.launch.request import RunResult, TrainRequest
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -82,7 +82,7 @@ def train(
         )
         result = run_with_progress(request, engine, quiet=as_json)
     if as_json:
-        from leptonai.launch.run import result_to_json
+        from leptonai.launch.request import result_to_json
 
         print_json(result_to_json(result))
     else:
@@ -116,7 +116,7 @@ def request_for(
 ) -> TrainRequest:
     """What ``train`` and ``plan`` ask of launch, from the words of the command line."""
     from leptonai.launch.jobs import JobFile
-    from leptonai.launch.run import TrainRequest
+    from leptonai.launch.request import TrainRequest
 
     found, text = read_cluster_file(cluster)
     return TrainRequest(

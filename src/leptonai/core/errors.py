@@ -51,6 +51,8 @@ class Fault(LeptonError):
     def __init__(self, message: str, *, hint: str | None = None, detail: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.detail = detail
+        if detail:
+            self.add_note(detail)  # so that an uncaught Fault in a notebook shows it too
 
 
 def _rebuild(kind: type[LeptonError], message: str, hint: str | None) -> LeptonError:

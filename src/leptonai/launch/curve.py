@@ -186,7 +186,7 @@ def _dress(axes: Axes, title: str, curves: Curves) -> None:
 
     axes.set_title(title, fontsize=13, loc="left")
     axes.set_xlabel("epoch" if in_epochs(curves) else "step", fontsize=12)
-    if along(curves.last_step, curves) >= 4:
+    if along(curves.last_step, curves) >= 2:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.tick_params(labelsize=11)
     axes.grid(True, which="major", color="#e3e3e3", linewidth=0.8)

@@ -17,14 +17,27 @@ if TYPE_CHECKING:
     from leptonai.training.learner import Exchange, Learner
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a learner must know of where and what it computes.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        some_unused: the loss does not reach every trainable parameter.
+    """
+
+    device: str
+    some_unused: bool
+
+
 class Framework(Protocol):
-    """What launch needs of a framework's adapter."""
+    """What launch needs of a framework's adapter; ``profile`` also names the parameters the loss does not reach."""
 
     def learner(
-        self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str, announce: Callable[[], None]
+        self, job: TrainJob, exchange: Exchange, tuning: Tuning, place: Place, announce: Callable[[], None]
     ) -> Learner: ...
 
-    def profile(self, job: TrainJob, data: Data, model: Any) -> Workload: ...
+    def profile(self, job: TrainJob, data: Data, model: Any) -> tuple[Workload, tuple[str, ...]]: ...
 
     def tune(self, job: TrainJob, data: Data, *, threads: int, num_workers: int, device: str) -> Tuning: ...
 
@@ -36,7 +49,7 @@ class PyTorchFramework:
     """PyTorch, on CPUs and GPUs."""
 
     def learner(
-        self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str, announce: Callable[[], None]
+        self, job: TrainJob, exchange: Exchange, tuning: Tuning, place: Place, announce: Callable[[], None]
     ) -> Learner:
         from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
 
@@ -44,11 +57,12 @@ class PyTorchFramework:
             precision=tuning.precision,
             memory_format=tuning.memory_format,
             compile=tuning.compile,
-            device=device,
+            device=place.device,
+            some_unused=place.some_unused,
         )
         return TorchLearner(job, exchange, options, announce)
 
-    def profile(self, job: TrainJob, data: Data, model: Any) -> Workload:
+    def profile(self, job: TrainJob, data: Data, model: Any) -> tuple[Workload, tuple[str, ...]]:
         from leptonai.training.pytorch.profile import profile
 
         return profile(job, data, model)
@@ -69,17 +83,17 @@ class TensorFlowFramework:
     """Keras models on TensorFlow, on CPUs."""
 
     def learner(
-        self, job: TrainJob, exchange: Exchange, tuning: Tuning, *, device: str, announce: Callable[[], None]
+        self, job: TrainJob, exchange: Exchange, tuning: Tuning, place: Place, announce: Callable[[], None]
     ) -> Learner:
         from leptonai.training.learner import Announced
         from leptonai.training.tensorflow.learner import KerasLearner
 
         return KerasLearner(job, Announced(exchange, announce), tuning=tuning)
 
-    def profile(self, job: TrainJob, data: Data, model: Any) -> Workload:
+    def profile(self, job: TrainJob, data: Data, model: Any) -> tuple[Workload, tuple[str, ...]]:
         from leptonai.training.tensorflow.profile import profile_keras
 
-        return profile_keras(model, job, data)
+        return profile_keras(model, job, data), ()
 
     def tune(self, job: TrainJob, data: Data, *, threads: int, num_workers: int, device: str) -> Tuning:
         # A Keras step is one compiled graph already; there is nothing of the kind to choose.

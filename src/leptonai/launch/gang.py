@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ from leptonai.compute.engines.supervise import Hang, Limits, find_hang
 from leptonai.core.clock import Clock
 from leptonai.core.control import Halt, Order, order_to_json
 from leptonai.core.errors import Fault, InputError, LeptonError, Refused
-from leptonai.core.events import Event, WorkerFailed, WorkerStarted, event_from_json
+from leptonai.core.events import Event, OrderTaken, WorkerFailed, WorkerStarted, event_from_json
 
 POLL_SECONDS = 0.1
 # After the first failure, how long the others may take to say what they saw, so that the cause can be told
@@ -87,9 +89,10 @@ class Gang:
         self._state = _State()
         self.interrupted = False
 
-    def order(self, order: Order) -> None:
+    def order(self, order: Order) -> str:
         """Take an order, from any thread; it is passed on within a tenth of a second."""
         self._orders.put(order)
+        return "taken"
 
     def run(self) -> Mapping[str, Any]:
         """Start the workers and see them through; returns what rank 0 ended with.
@@ -100,14 +103,14 @@ class Gang:
         """
         for spec in self._specs:
             self._engine.start(spec)
-        while len(self._state.ended) < len(self._specs) or len(self._state.exited) < len(self._specs):
-            try:
+        with interrupts() as pressed:
+            while len(self._state.ended) < len(self._specs) or len(self._state.exited) < len(self._specs):
                 self._turn()
-            except KeyboardInterrupt:
-                if self.interrupted:
-                    raise
-                self.interrupted = True
-                self._orders.put(Halt())
+                if len(pressed) > 1:
+                    raise KeyboardInterrupt
+                if pressed and not self.interrupted:
+                    self.interrupted = True
+                    self._orders.put(Halt())
         return self._state.ended[0]
 
     def _turn(self) -> None:
@@ -145,6 +148,8 @@ class Gang:
         while not self._orders.empty():
             order = self._orders.get()
             self._engine.send(self._specs[0].name, {"order": order_to_json(order)})
+            word = type(order).__name__.lower()
+            self._on_event(OrderTaken(at_seconds=self._clock.now_seconds(), order=word))
             if isinstance(order, Halt) and self._state.halted_seconds is None:
                 self._state.halted_seconds = self._clock.monotonic_seconds()
         halted = self._state.halted_seconds
@@ -235,6 +240,26 @@ class Gang:
             rank=hang.rank, kind="error", message=f"{hang.reason}; the run was ended", hint=f"see {log}",
             traceback=tail(log, from_byte=before), step=hang.step, at_monotonic=self._clock.monotonic_seconds(),
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C (and SIGTERM where it means the same) in a list instead of raising.
+
+    An exception could come between hearing of something and acting on it. Off the main thread, where no
+    handler can be set, the list stays empty.
+    """
+    pressed: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is signal.default_int_handler:
+                before[number] = signal.signal(number, lambda signum, _frame: pressed.append(signum))
+    try:
+        yield pressed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def root_cause(failures: Sequence[Failure]) -> Failure:

@@ -1,7 +1,7 @@
 """What is written down while events pass by: TensorBoard scalars and the picture of the curves.
 
 Both formats are for people. The journal is the record; a recorder that fails must not end a run, so
-:class:`Recorders` keeps the reason instead of raising it, and the launcher reports it as a notice.
+:class:`Recorders` keeps the reason instead of raising it, for the launcher to tell.
 """
 
 from __future__ import annotations

@@ -17,22 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import leptonai
 from leptonai.compute.cluster import Cluster
-from leptonai.compute.engines.base import Exited, Message, WorkerSpec
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.compute.engines.progress import ProgressPage
 from leptonai.compute.engines.supervise import Limits
-from leptonai.compute.plan import Plan, Trial, Tuning
-from leptonai.compute.planner import plan as make_compute_plan
-from leptonai.compute.workload import Workload
+from leptonai.compute.plan import Plan, Tuning
 from leptonai.core.clock import Clock, SystemClock
-from leptonai.core.control import ControlServer, Order
+from leptonai.core.control import ControlServer
 from leptonai.core.errors import Fault, InputError, LeptonError, Refused
 from leptonai.core.events import (
     CheckpointDamaged,
     CheckpointSaved,
     Event,
     Notice,
-    OrderTaken,
     Resumed,
     RunEnded,
     RunStarted,
@@ -41,101 +37,18 @@ from leptonai.core.events import (
 from leptonai.core.files import write_atomically
 from leptonai.core.journal import Journal
 from leptonai.core.workspace import Workspace
+from leptonai.launch.assignments import shared_memory, worker_specs
 from leptonai.launch.engine import start_engine
-from leptonai.launch.gang import Failure, Gang, tail, to_error
-from leptonai.launch.jobs import JobFile, JobSource, LiveJob, differences
-from leptonai.launch.record import run_recorders
+from leptonai.launch.gang import Gang
+from leptonai.launch.jobs import JobFile, differences
+from leptonai.launch.record import Recorders, run_recorders
 from leptonai.launch.registry import RunRegistry, workspace_url
+from leptonai.launch.request import EpochReport, RunResult, TrainRequest, result_to_json
 from leptonai.launch.rundir import RunDirectory, read_json_object
-from leptonai.training.loopback import LOOPBACK_ENVIRONMENT
+from leptonai.launch.scouting import plan_from, scout_job, threads_per_worker
 
 if TYPE_CHECKING:
     from leptonai.training.learner import LearnerState
-
-SCOUT_SECONDS = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochReport:
-    """The end of an epoch, for whoever steers a run from outside."""
-
-    epoch: int
-    step: int
-    metrics: Mapping[str, float]
-    load_state: Callable[[], LearnerState]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochAnswer:
-    """What to do after an epoch: stop, or go on, maybe with another learning rate."""
-
-    stop: bool = False
-    learning_rate: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainRequest:
-    """One run, as asked for.
-
-    Args:
-        cluster_text: the cluster file as written, kept in the run directory.
-        run_dir: where the run is kept; None: a new directory under ``./runs``.
-        resume: go on in ``run_dir`` from its newest whole checkpoint.
-        overrides: ``key=value`` settings on top of the job file's.
-        autotune: time a few steps to choose how to compute.
-        home: where the workspace database lies.
-        epoch_gate: asked after every epoch, while the workers wait.
-    """
-
-    job: JobSource
-    cluster: Cluster
-    cluster_text: str
-    home: Path
-    run_dir: Path | None = None
-    resume: bool = False
-    overrides: tuple[str, ...] = ()
-    autotune: bool = True
-    epoch_gate: Callable[[EpochReport], EpochAnswer] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """How a run ended; ``seconds`` is wall time from the request, ``examples`` what was trained on in this call."""
-
-    run_id: str
-    run_dir: Path
-    status: str
-    task: str
-    metrics: Mapping[str, float]
-    examples: int
-    seconds: float
-    step: int
-    checkpoint_path: Path | None
-    checkpoint_digest: str
-    plan: Plan
-    predicted_step_seconds: float | None
-    measured_step_seconds: float | None
-
-
-def result_to_json(result: RunResult) -> dict[str, Any]:
-    """The result as JSON-ready values, paths relative to the run directory where they lie in it."""
-    checkpoint = result.checkpoint_path
-    return {
-        "run_id": result.run_id,
-        "run_dir": str(result.run_dir),
-        "status": result.status,
-        "task": result.task,
-        "metrics": dict(result.metrics),
-        "examples": result.examples,
-        "seconds": result.seconds,
-        "step": result.step,
-        "num_workers": result.plan.num_workers,
-        "checkpoint": None if checkpoint is None else str(checkpoint.relative_to(result.run_dir)),
-        "checkpoint_digest": result.checkpoint_digest,
-        "predicted_step_seconds": result.predicted_step_seconds,
-        "measured_step_seconds": result.measured_step_seconds,
-        "precision": result.plan.tuning.precision,
-    }
 
 
 def make_plan(
@@ -146,8 +59,8 @@ def make_plan(
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder, contextlib.ExitStack() as stack:
         engine = engine or stack.enter_context(start_engine())
         stack.callback(engine.stop_workers)
-        scouted = _scout(engine, request, Path(folder), resume_dir=None, clock=clock)
-        return _plan(request.cluster, scouted, for_run=False, kept=None)
+        scouted = scout_job(engine, request, Path(folder), resume_dir=None, clock=clock)
+        return plan_from(request.cluster, scouted, for_run=False, kept=None)
 
 
 def train(
@@ -213,13 +126,13 @@ class _Run:
     def go(self, engine: LocalEngine) -> RunResult:
         run_dir, made = self._prepare_directory()
         try:
-            scouted = _scout(
+            scouted = scout_job(
                 engine, self._request, run_dir / "logs",
                 resume_dir=run_dir if self._request.resume else None, clock=self._clock,
             )  # fmt: skip
             self._resumed = scouted["resume"]
             kept = self._check_resume(run_dir, scouted)
-            plan = _plan(self._request.cluster, scouted, for_run=True, kept=kept)
+            plan = plan_from(self._request.cluster, scouted, for_run=True, kept=kept)
         except BaseException:
             if made:  # nothing ran: leave nothing behind
                 shutil.rmtree(run_dir, ignore_errors=True)
@@ -271,7 +184,12 @@ class _Run:
                 f"{run_dir}: holds a run of another job: {'; '.join(changed)}",
                 hint="resume with the job the run was started with, or start a new run",
             )
-        return RunDirectory(run_dir).plan().tuning
+        kept = RunDirectory(run_dir).plan()
+        if kept.num_workers == self._request.cluster.num_workers:
+            return kept.tuning
+        # Another number of workers shares the cores anew; all else stays as the run began.
+        threads = threads_per_worker(self._request.cluster, len(os.sched_getaffinity(0)))
+        return dataclasses.replace(kept.tuning, threads=threads)
 
     def _write_inputs(self, run_dir: Path, plan: Plan, scouted: Mapping[str, Any]) -> None:
         source = self._request.job
@@ -312,14 +230,14 @@ class _Run:
             rendezvous = (
                 Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-"))) / "rendezvous"
             )
-            fds = _shared_memory(self._request.job, stack)
-            specs = self._specs(run_dir, plan, scouted, rendezvous, page, fds)
+            fds = shared_memory(self._request.job, stack)
+            specs = worker_specs(self._request, run_dir, plan, scouted, rendezvous, page, fds)
             gang = Gang(
                 engine, specs, page, limits=_limits(self._request.cluster), clock=self._clock,
                 on_event=self._emit, on_gate=self._gate(run_dir),
             )  # fmt: skip
-            stack.callback(recorders.close)
-            control = ControlServer(run_dir, self._take_order(gang))
+            stack.callback(self._close_recorders, recorders)
+            control = ControlServer(run_dir, gang.order)
             stack.callback(control.close)
             self._announce(run_dir, plan, scouted)
             result = self._see_through(engine, gang, registry, run_dir, plan, task)
@@ -375,6 +293,12 @@ class _Run:
             measured_step_seconds=tally.seconds_timed / tally.steps_timed if tally.steps_timed else None,
         )
 
+    def _close_recorders(self, recorders: Recorders) -> None:
+        """Finish what is written for people; one that gave up is told, and ends no run."""
+        recorders.close()
+        for reason in recorders.failures:
+            self._emit(Notice(at_seconds=self._clock.now_seconds(), message=reason))
+
     def _emit(self, event: Event) -> None:
         for sink in self._sinks:
             sink(event)
@@ -400,16 +324,6 @@ class _Run:
                 Notice(at_seconds=now(), message="there is no checkpoint yet: starting from the beginning")
             )
 
-    def _take_order(self, gang: Gang) -> Callable[[Order], str]:
-        def take(order: Order) -> str:
-            gang.order(order)
-            self._listener(
-                OrderTaken(at_seconds=self._clock.now_seconds(), order=type(order).__name__.lower())
-            )
-            return "taken"
-
-        return take
-
     def _gate(self, run_dir: Path) -> Callable[[Mapping[str, Any]], tuple[bool, float | None]] | None:
         ask = self._request.epoch_gate
         if ask is None:
@@ -432,190 +346,11 @@ class _Run:
 
         return answer
 
-    def _specs(
-        self,
-        run_dir: Path,
-        plan: Plan,
-        scouted: Mapping[str, Any],
-        rendezvous: Path,
-        page: ProgressPage,
-        fds: list[int],
-    ) -> list[WorkerSpec]:
-        resume = scouted["resume"]
-        tuning = {**dataclasses.asdict(plan.tuning), "trials": []}
-        common = {
-            "role": "worker",
-            "job": _job_words(self._request),
-            "framework": scouted["framework"],
-            "identity": scouted["identity"],
-            "num_workers": plan.num_workers,
-            "backend": plan.backend,
-            "tuning": tuning,
-            "run_dir": str(run_dir),
-            "rendezvous": str(rendezvous),
-            "resume_from": resume["path"] if resume else None,
-            "gated": self._request.epoch_gate is not None,
-        }
-        return [
-            WorkerSpec(
-                name=f"rank-{place.rank}",
-                assignment={
-                    **common,
-                    "rank": place.rank,
-                    "device": "cpu" if place.device_kind == "cpu" else f"cuda:{place.device_index}",
-                    "tuning": {**tuning, "threads": place.threads},
-                },
-                payload=_payload(self._request.job),
-                fds=[page.fd, *fds],
-                log=run_dir / "logs" / f"rank-{place.rank}.log",
-                cores=place.cores,
-                environment=worker_environment(place.threads),
-            )
-            for place in plan.placements
-        ]
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """Variables of every worker: sockets on loopback, thread counts, and TensorFlow's chatter off."""
-    return {
-        **LOOPBACK_ENVIRONMENT,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        "KERAS_BACKEND": "tensorflow",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _scout(
-    engine: LocalEngine, request: TrainRequest, logs: Path, *, resume_dir: Path | None, clock: Clock
-) -> Mapping[str, Any]:
-    """Have a worker look at the job."""
-    cores = len(os.sched_getaffinity(0))
-    threads = threads_per_worker(request.cluster, cores)
-    kept = resume_dir is not None and (resume_dir / "plan.json").exists()
-    with contextlib.ExitStack() as stack:
-        fds = _shared_memory(request.job, stack)
-        null = os.open(os.devnull, os.O_RDONLY)
-        stack.callback(os.close, null)
-        engine.start(
-            WorkerSpec(
-                name="scout",
-                assignment={
-                    "role": "scout",
-                    "job": _job_words(request),
-                    "threads": threads,
-                    "num_workers": request.cluster.num_workers,
-                    "autotune": request.autotune and not kept,
-                    "device": "cuda" if _num_gpus(request.cluster) else "cpu",
-                    "resume_dir": str(resume_dir) if resume_dir else None,
-                },
-                payload=_payload(request.job),
-                fds=[null, *fds],
-                log=logs / "scout.log",
-                environment=worker_environment(threads),
-            )
-        )
-        return _await_scout(engine, logs / "scout.log", clock)
-
-
-def _await_scout(engine: LocalEngine, log: Path, clock: Clock) -> Mapping[str, Any]:
-    deadline = clock.monotonic_seconds() + SCOUT_SECONDS
-    found: Mapping[str, Any] | None = None
-    while clock.monotonic_seconds() < deadline:
-        for report in engine.poll(1.0):
-            if isinstance(report, Message) and "failed" in report.values:
-                raise _scout_error(Failure(rank=0, **report.values["failed"]))
-            if isinstance(report, Message) and "scouted" in report.values:
-                found = report.values["scouted"]
-            if isinstance(report, Exited):
-                if found is not None:
-                    return found
-                raise Fault("the job could not be examined: its process died", detail=tail(log) or None)
-    raise Fault(
-        f"the job could not be examined within {SCOUT_SECONDS:.0f} s",
-        hint="does building the model or data hang?",
-    )
-
-
-def _scout_error(failure: Failure) -> LeptonError:
-    error = to_error(failure)
-    if failure.kind != "error":
-        return error
-    # The job's own code failed on a look at two examples: the caller must fix it.
-    lines = [line for line in failure.traceback.splitlines() if line.strip()]
-    place = next(
-        (
-            line.strip()
-            for line in reversed(lines)
-            if line.lstrip().startswith("File ") and "leptonai" not in line
-        ),
-        "",
-    )
-    return InputError(f"the job failed when tried on two examples: {failure.message}", hint=place or None)
-
-
-def _plan(cluster: Cluster, scouted: Mapping[str, Any], *, for_run: bool, kept: Tuning | None) -> Plan:
-    cores = tuple(sorted(os.sched_getaffinity(0)))
-    return make_compute_plan(
-        Workload.from_json(scouted["workload"]),
-        cluster,
-        tuning=kept or _tuning(scouted["tuning"]),
-        available_cores=cores,
-        num_gpus=scouted["num_gpus"],
-        measured_core_flops=scouted["core_flops"],
-        for_run=for_run,
-    )
-
-
-def _tuning(found: Mapping[str, Any]) -> Tuning:
-    return Tuning(**{**found, "trials": tuple(Trial(**trial) for trial in found["trials"])})
-
-
-def threads_per_worker(cluster: Cluster, num_cores: int) -> int:
-    """Compute threads of each worker: what the cluster file says, else an equal share of the cores."""
-    return cluster.threads_per_worker or max(1, num_cores // cluster.num_workers)
-
-
-def _num_gpus(cluster: Cluster) -> int:
-    return sum(node.num_devices("gpu") for node in cluster.nodes)
-
 
 def _limits(cluster: Cluster) -> Limits:
     if cluster.hang_seconds is None:
         return Limits()
     return Limits(floor_seconds=cluster.hang_seconds, factor=0.0)
-
-
-def _job_words(request: TrainRequest) -> dict[str, Any]:
-    source = request.job
-    if isinstance(source, JobFile):
-        return {"path": str(source.path.absolute()), "overrides": list(request.overrides)}
-    return {
-        "arrays": [
-            {"name": name, "dtype": array.dtype.str, "shape": list(array.shape)}
-            for name, array in source.arrays.items()
-        ]
-    }
-
-
-def _payload(source: JobSource) -> bytes:
-    return source.payload if isinstance(source, LiveJob) else b""
-
-
-def _shared_memory(source: JobSource, stack: contextlib.ExitStack) -> list[int]:
-    """One memory file an array of a live job; they vanish with their last holder."""
-    fds = []
-    for name, array in source.arrays.items() if isinstance(source, LiveJob) else ():
-        if array.dtype.hasobject:
-            raise InputError(f"array {name!r} holds Python objects", hint="convert it to numbers first")
-        fd = os.memfd_create(f"lepton-{name}", os.MFD_CLOEXEC)
-        stack.callback(os.close, fd)
-        os.ftruncate(fd, max(1, array.nbytes))
-        with open(fd, "wb", closefd=False) as file:
-            array.tofile(file) if array.flags.c_contiguous else file.write(array.tobytes())
-        fds.append(fd)
-    return fds
 
 
 def _json_bytes(values: Mapping[str, Any]) -> bytes:

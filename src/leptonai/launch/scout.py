@@ -30,7 +30,7 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
     data = job.load_data()
     name, model = _build(job, assignment["threads"])
     framework = FRAMEWORKS[name]()
-    workload = framework.profile(job, data, model)
+    workload, unused = framework.profile(job, data, model)
     found = identity(job, model_shapes=_shapes(model), data=data.fingerprint(), num_examples=len(data.train))
     resume, damaged = _look_for_checkpoint(assignment["resume_dir"])
     threads = assignment["threads"]
@@ -45,6 +45,7 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
         "framework": name,
         "identity": found,
         "workload": workload.to_json(),
+        "some_unused": bool(unused),
         "total_steps": job.total_steps(len(data.train)),
         "steps_per_epoch": job.steps_per_epoch(len(data.train)),
         "tuning": dataclasses.asdict(tuning),

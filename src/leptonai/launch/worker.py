@@ -154,7 +154,7 @@ def _train(
     job: TrainJob, assignment: Mapping[str, Any], line: Line, progress_fd: int, phase: _Phase
 ) -> dict[str, Any]:
     from leptonai.compute.plan import Tuning
-    from leptonai.launch.frameworks import FRAMEWORKS
+    from leptonai.launch.frameworks import FRAMEWORKS, Place
     from leptonai.training.checkpoint import CheckpointStore
     from leptonai.training.loop import Loop, Start
 
@@ -166,7 +166,13 @@ def _train(
     rank = assignment["rank"]
     page = ProgressPage(progress_fd, assignment["num_workers"])
     hooks = _Hooks(line, page, rank, phase)
-    learner = framework.learner(job, exchange, tuning, device=assignment["device"], announce=hooks.exchanging)
+    learner = framework.learner(
+        job,
+        exchange,
+        tuning,
+        Place(device=assignment["device"], some_unused=assignment["some_unused"]),
+        hooks.exchanging,
+    )
     store = CheckpointStore(Path(assignment["run_dir"]) / "checkpoints", keep=job.checkpoints.keep)
     start = Start()
     if assignment["resume_from"]:

@@ -12,7 +12,8 @@ from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.errors import Fault
 from leptonai.core.events import Event
 from leptonai.launch.jobs import LiveJob
-from leptonai.launch.run import EpochAnswer, EpochReport, RunResult, TrainRequest, train
+from leptonai.launch.request import EpochAnswer, EpochReport, RunResult, TrainRequest
+from leptonai.launch.run import train
 from leptonai.sdk.cluster import TrainingCluster
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from leptonai.core.errors import InputError
 from leptonai.core.events import Event
 from leptonai.launch.engine import start_engine
 from leptonai.launch.jobs import LiveJob
-from leptonai.launch.run import EpochAnswer, EpochReport
+from leptonai.launch.request import EpochAnswer, EpochReport
 from leptonai.sdk import sources
 from leptonai.sdk.arguments import Examples, check_count, split
 from leptonai.sdk.cluster import TrainingCluster, require_cluster

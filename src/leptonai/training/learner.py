@@ -81,7 +81,11 @@ class Learner(Protocol):
         ...
 
     def state(self) -> LearnerState:
-        """A snapshot, equal on every worker but for per-worker buffers (then rank 0's counts)."""
+        """A snapshot, equal on every worker but for per-worker buffers (then rank 0's counts).
+
+        Raises:
+            Fault: a trained weight is not finite; such a state is not worth keeping.
+        """
         ...
 
     def restore(self, state: LearnerState) -> None:

@@ -360,9 +360,13 @@ class Loop:
             "lr_scale": self._lr_scale,
             "metrics": {name: value for name, value in self._metrics.items() if math.isfinite(value)},
         }
+        try:
+            state = self._learner.state()
+        except Fault as error:
+            raise Fault(f"after step {done}: {error.message}", hint=error.hint) from error
         checkpoint = Checkpoint(
             step=done, epoch=done // self._steps_per_epoch, job=self._identity,
-            num_workers=self._exchange.num_workers, state=self._learner.state(), extra=extra,
+            num_workers=self._exchange.num_workers, state=state, extra=extra,
         )  # fmt: skip
         try:
             saved = self._store.save(checkpoint)

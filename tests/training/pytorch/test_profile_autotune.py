@@ -37,9 +37,10 @@ def job(**changes: object) -> TrainJob:
 
 
 def test_flops_and_bytes_are_those_counted_by_hand() -> None:
-    found = profile(job(), DATA, build_model(job()))
+    found, unused = profile(job(), DATA, build_model(job()))
     convolution, linear = 2 * 36 * 5 * 27, 2 * 180 * 4
     # Forward, plus backward for weights (both layers) and for the input (not of the first layer).
+    assert unused == ()
     assert found.flops_per_example == 2 * convolution + 3 * linear
     assert found.num_parameters == 5 * 27 + 5 + 10 + 180 * 4 + 4
     assert found.parameter_bytes == 4 * found.num_parameters

@@ -23,12 +23,16 @@ from leptonai.training.pytorch.tensors import capture, load_model, load_optimize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchOptions:
-    """How to compute, as decided before the run: speed only, but for ``precision``."""
+    """How to compute, as decided before the run: speed only, but for ``precision``.
+
+    ``some_unused``: the loss does not reach every trainable parameter.
+    """
 
     precision: Literal["float32", "bfloat16"] = "float32"
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     compile: bool = False
     device: str = "cpu"
+    some_unused: bool = False
 
 
 class _StepModule(nn.Module):
@@ -85,6 +89,8 @@ class TorchLearner:
                 self._module,
                 device_ids=[self._device.index] if self._device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                # Looking for parameters without a gradient walks the graph every step, so only where there are.
+                find_unused_parameters=options.some_unused,
             )
 
     @property
@@ -188,6 +194,11 @@ class TorchLearner:
                     buffer.copy_(torch.from_numpy(array).reshape(buffer.shape))
 
     def state(self) -> LearnerState:
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise Fault(
+                    f"the weights {name} are not finite", hint="lower the learning rate, or clip_norm=1.0"
+                )
         return capture(self.model, self._optimizer)
 
     def restore(self, state: LearnerState) -> None:

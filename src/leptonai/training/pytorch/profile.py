@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,14 @@ from leptonai.training.pytorch.losses import loss_function, num_classes
 SAMPLE_EXAMPLES = 2  # batch normalisation needs two
 
 
-def profile(job: TrainJob, data: Data, model: nn.Module) -> Workload:
+class Profile(NamedTuple):
+    """What a job costs, and which trainable parameters its loss did not reach on the examples looked at."""
+
+    workload: Workload
+    unused_parameters: tuple[str, ...]
+
+
+def profile(job: TrainJob, data: Data, model: nn.Module) -> Profile:
     """Run forward and backward once on a few examples, counting; the model's weights stay as they are.
 
     FLOPs are those PyTorch counts (matrix products, convolutions, attention), 2 for a multiply-add.
@@ -42,13 +49,14 @@ def profile(job: TrainJob, data: Data, model: nn.Module) -> Workload:
         with counter:
             loss = _loss(job, data, model, tensors)
             loss.backward()
+        unused = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
     finally:
         for hook in hooks:
             hook.remove()
         model.zero_grad(set_to_none=True)
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    return _workload(job, data, model, outputs, counter)
+    return Profile(_workload(job, data, model, outputs, counter), unused)
 
 
 def sample(data: Data, num_examples: int) -> Batch:

@@ -215,6 +215,10 @@ class KerasLearner:
         return dict(zip(["loss", *self._metric_names], totals.tolist(), strict=True))
 
     def state(self) -> LearnerState:
+        for variable in self._variables:
+            if not np.isfinite(np.asarray(variable.numpy(), np.float32)).all():
+                hint = "lower the learning rate, or clip_norm=1.0"
+                raise Fault(f"the weights {variable.path} are not finite", hint=hint)
         model = tensors.read(tensors.model_names(self.model), self.model.weights)
         slots = tensors.read(tensors.optimizer_names(self.optimizer, self.model), self.optimizer.variables)
         return LearnerState(tensors={**model, **slots}, values={"framework": "tensorflow"})
