@@ -122,10 +122,12 @@ def run_once(contestant: Contestant, *, turn: int, sample_memory: bool = False) 
         ContestantFailed: it ended with another exit code than 0, or took longer than half an hour.
         Unmeasured: it ended well but reported nothing.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f"contest-{contestant.name.replace(' ', '-')}-"))
+    # Short, because Ray's Unix sockets lie below it and their paths may have no more than 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="contest-"))
     try:
         argv = list(contestant.command(folder, turn))
-        variables = {**os.environ, **SAME_FOR_ALL, **contestant.environment}
+        (folder / "t").mkdir()
+        variables = {**os.environ, **SAME_FOR_ALL, "TMPDIR": str(folder / "t"), **contestant.environment}
         started, peak = _run(
             argv, folder / "output.txt", variables, contestant.directory(folder), sample_memory
         )

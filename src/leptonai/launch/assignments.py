@@ -23,7 +23,7 @@ def worker_specs(
     run_dir: Path,
     plan: Plan,
     scouted: Mapping[str, Any],
-    rendezvous: Path,
+    scratch: Path,
     page: ProgressPage,
     fds: list[int],
 ) -> list[WorkerSpec]:
@@ -39,7 +39,7 @@ def worker_specs(
         "backend": plan.backend,
         "tuning": tuning,
         "run_dir": str(run_dir),
-        "rendezvous": str(rendezvous),
+        "rendezvous": str(scratch / "rendezvous"),
         "resume_from": resume["path"] if resume else None,
         "gated": request.epoch_gate is not None,
     }
@@ -56,13 +56,13 @@ def worker_specs(
             fds=[page.fd, *fds],
             log=run_dir / "logs" / f"rank-{place.rank}.log",
             cores=place.cores,
-            environment=worker_environment(place.threads),
+            environment={**worker_environment(place.threads, request.home), "TMPDIR": str(scratch)},
         )
         for place in plan.placements
     ]
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def worker_environment(threads: int, home: Path) -> dict[str, str]:
     """Variables of every worker: sockets on loopback, thread counts, and TensorFlow's chatter off."""
     return {
         **LOOPBACK_ENVIRONMENT,
@@ -70,6 +70,8 @@ def worker_environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "KERAS_BACKEND": "tensorflow",
+        # What one worker compiled serves the others, and later runs.
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "torchinductor"),
         "PYTHONUNBUFFERED": "1",
     }
 

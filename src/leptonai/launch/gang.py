@@ -110,7 +110,7 @@ class Gang:
                     raise KeyboardInterrupt
                 if pressed and not self.interrupted:
                     self.interrupted = True
-                    self._orders.put(Halt())
+                    self._pass_on(Halt())
         return self._state.ended[0]
 
     def _turn(self) -> None:
@@ -147,11 +147,9 @@ class Gang:
     def _pass_orders(self) -> None:
         while not self._orders.empty():
             order = self._orders.get()
-            self._engine.send(self._specs[0].name, {"order": order_to_json(order)})
             word = type(order).__name__.lower()
             self._on_event(OrderTaken(at_seconds=self._clock.now_seconds(), order=word))
-            if isinstance(order, Halt) and self._state.halted_seconds is None:
-                self._state.halted_seconds = self._clock.monotonic_seconds()
+            self._pass_on(order)
         halted = self._state.halted_seconds
         if (
             self.interrupted
@@ -159,6 +157,11 @@ class Gang:
             and self._clock.monotonic_seconds() - halted > HALT_SECONDS
         ):
             raise KeyboardInterrupt
+
+    def _pass_on(self, order: Order) -> None:
+        self._engine.send(self._specs[0].name, {"order": order_to_json(order)})
+        if isinstance(order, Halt) and self._state.halted_seconds is None:
+            self._state.halted_seconds = self._clock.monotonic_seconds()
 
     # -- failures ---------------------------------------------------------------------------------
 

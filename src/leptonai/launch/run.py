@@ -227,11 +227,11 @@ class _Run:
             )
             page = ProgressPage.create(plan.num_workers)
             stack.callback(page.close)
-            rendezvous = (
-                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lepton-"))) / "rendezvous"
-            )
+            for left in run_dir.glob(".scratch-*"):  # by a launcher that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".scratch-", dir=run_dir)))
             fds = shared_memory(self._request.job, stack)
-            specs = worker_specs(self._request, run_dir, plan, scouted, rendezvous, page, fds)
+            specs = worker_specs(self._request, run_dir, plan, scouted, scratch, page, fds)
             gang = Gang(
                 engine, specs, page, limits=_limits(self._request.cluster), clock=self._clock,
                 on_event=self._emit, on_gate=self._gate(run_dir),

@@ -51,7 +51,7 @@ def scout_job(
                 payload=payload(request.job),
                 fds=[null, *fds],
                 log=logs / "scout.log",
-                environment=worker_environment(threads),
+                environment=worker_environment(threads, request.home),
             )
         )
         return _await_scout(engine, logs / "scout.log", clock)

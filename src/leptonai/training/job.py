@@ -51,7 +51,7 @@ class Evaluate:
     every_epochs: int = 1
     every_steps: int = 0
     from_step: int = 0
-    batch_size: int = 1000
+    batch_size: int = 256
     metrics: tuple[str, ...] | Mapping[str, Metric] | None = None
 
     def __post_init__(self) -> None:

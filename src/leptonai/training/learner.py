@@ -46,6 +46,11 @@ class Learner(Protocol):
         ...
 
     @property
+    def exchanged_bytes(self) -> int:
+        """What this worker hands to the exchange in one step, 0 for a single worker."""
+        ...
+
+    @property
     def train_metric_sums(self) -> dict[str, float]:
         """Sums of metrics over this worker's training examples since the loop last set them to 0; may be empty."""
         ...

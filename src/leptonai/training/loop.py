@@ -239,6 +239,7 @@ class Loop:
                 examples=window.examples,
                 seconds=seconds,
                 learning_rate=self._learner.base_learning_rate * factor,
+                bytes_sent=window.steps * self._learner.exchanged_bytes,
             )
         )
 

@@ -19,6 +19,10 @@ from leptonai.core.errors import Fault, InputError
 
 STOP_SECONDS = 10.0
 
+# glibc gives every large block back to the kernel when it is freed, so each training step faults its
+# activations in anew; keeping them made a step on two cores up to a third quicker. See decision 0015.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30)}
+
 
 class LocalEngine:
     """Starts at once: the zygote imports ``preload`` while the launcher reads its files.
@@ -49,6 +53,7 @@ class LocalEngine:
             start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the workers
             # numpy's BLAS would start threads on import, and a process with threads must not fork.
             env={
+                **KEEP_MEMORY,
                 **os.environ,
                 "OPENBLAS_NUM_THREADS": "1",
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),

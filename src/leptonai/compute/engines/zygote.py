@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,7 @@ def _become_worker(order: dict[str, Any], fds: list[int], entry: str, parent: in
         if order["cores"]:
             os.sched_setaffinity(0, order["cores"])
         os.environ.update(order["environment"])
+        tempfile.tempdir = None  # what the parent found out; the environment may say otherwise
         module, _, function = entry.partition(":")
         run: WorkerEntry = getattr(importlib.import_module(module), function)
         code = run(socket.socket(fileno=fds[0]), fds[1:])

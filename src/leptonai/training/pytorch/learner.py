@@ -97,6 +97,12 @@ class TorchLearner:
     def base_learning_rate(self) -> float:
         return self._base_rates[0]
 
+    @property
+    def exchanged_bytes(self) -> int:
+        if self._exchange.num_workers == 1:
+            return 0
+        return sum(parameter.numel() * parameter.element_size() for parameter in self._parameters)
+
     def step(
         self, micro_batches: Sequence[Batch], *, num_examples: int, lr_factor: float, seed: int
     ) -> float:

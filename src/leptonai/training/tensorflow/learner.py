@@ -85,6 +85,10 @@ class KerasLearner:
     def base_learning_rate(self) -> float:
         return self._base_rate
 
+    @property
+    def exchanged_bytes(self) -> int:
+        return 0 if self._exchange.num_workers == 1 else self._shared_PM.nbytes
+
     def step(
         self, micro_batches: Sequence[Batch], *, num_examples: int, lr_factor: float, seed: int
     ) -> float:
