@@ -1,0 +1,1 @@
+"""Parameters kept in server processes: sharded, versioned, updated by workers at their own pace."""

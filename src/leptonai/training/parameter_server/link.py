@@ -1,0 +1,84 @@
+"""A worker's way to one shard, whatever lies between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What goes with a push.
+
+    Args:
+        sequence: 1, 2, 3... of this worker, equal on all shards; a number is applied at most once.
+        start, stop: elements of the shard it concerns; (0, num_elements) for all.
+        lr: learning rate to apply with; used by pushes that are applied as they come.
+        weight: factor on the gradient, for the same.
+        grouped: hold it until the launcher names its group.
+        clock: the worker's.
+        read_version: of the shard, as :meth:`Link.pull` returned it.
+        codec: index into the run's list of codecs; -1: raw float32 in :attr:`Link.gradients`.
+        payload: the encoded gradient, when ``codec`` >= 0.
+    """
+
+    sequence: int
+    start: int
+    stop: int
+    lr: float
+    weight: float = 1.0
+    grouped: bool = False
+    clock: int = 0
+    read_version: int = 0
+    codec: int = -1
+    payload: memoryview | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of a push: ``verdict`` is applied, dropped or refused (see ``memory``)."""
+
+    verdict: int
+    version: int
+    staleness: int
+
+
+class Link(Protocol):
+    """One worker's link to one shard. One thread uses it.
+
+    Attributes:
+        num_elements: of the shard.
+        parameters: what the worker computes from, float32 (num_elements,); changes only in :meth:`pull`, unless
+            it is a view of the shard itself.
+        gradients: where to write what is pushed raw, float32 (num_elements,); free again once answered.
+        bytes_sent, bytes_received: on the wire so far, headers included (payload bytes for shared memory).
+    """
+
+    num_elements: int
+    parameters: NDArray[np.float32]
+    gradients: NDArray[np.float32]
+    bytes_sent: int
+    bytes_received: int
+
+    def pull(self, *, deadline_seconds: float) -> NDArray[np.uint64]:
+        """Bring ``parameters`` up to date; returns each chunk's version (updates applied to it).
+
+        Never mixes the halves of one update within a chunk, unless ``parameters`` is a view.
+        Raises Fault when the shard does not answer before ``deadline_seconds`` (from now).
+        """
+        ...
+
+    def offer(self, offer: Offer) -> None:
+        """Hand a push over; returns at once."""
+        ...
+
+    def answer(self, sequence: int, *, deadline_seconds: float) -> Answer:
+        """Wait for what became of the push. Raises Fault after ``deadline_seconds``."""
+        ...
+
+    def close(self) -> None:
+        """Give the link up."""
+        ...
