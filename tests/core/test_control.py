@@ -20,7 +20,9 @@ from leptonai.core.control import (
     ControlServer,
     Halt,
     Order,
+    Resize,
     Save,
+    SwitchConsistency,
     order_from_json,
     order_to_json,
     send_order,
@@ -65,15 +67,31 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     run.server.close()
 
 
-@pytest.mark.parametrize("order", [Halt(), Save()])
+@pytest.mark.parametrize("order", [Halt(), Save(), Resize(num_workers=3), SwitchConsistency(mode="ssp(3)")])
 def test_an_order_reads_back_from_json(order: Order) -> None:
     assert order_from_json(json.loads(json.dumps(order_to_json(order)))) == order
 
 
-@pytest.mark.parametrize("values", [{}, {"order": "explode"}, {"order": ["halt"]}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"order": "explode"},
+        {"order": ["halt"]},
+        {"order": "resize"},
+        {"order": "resize", "workers": "3"},
+        {"order": "consistency", "mode": 3},
+    ],
+)
 def test_an_unknown_order_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(InputError, match="unknown order"):
         order_from_json(values)
+
+
+@pytest.mark.parametrize("workers", [0, -1, True])
+def test_a_run_cannot_go_on_without_workers(workers: int) -> None:
+    with pytest.raises(InputError, match="workers >= 1"):
+        order_from_json({"order": "resize", "workers": workers})
 
 
 def test_an_order_reaches_the_run_and_its_answer_comes_back(run: Run) -> None:

@@ -19,6 +19,7 @@ def events_of(kind: type[Event]) -> st.SearchStrategy[Event]:
         "int": st.integers(),
         "str": st.text(),
         "Mapping[str, float]": st.dictionaries(st.text(), FINITE),
+        "Mapping[str, int]": st.dictionaries(st.text(), st.integers()),
     }
     return st.builds(kind, **{field.name: fields[str(field.type)] for field in dataclasses.fields(kind)})
 

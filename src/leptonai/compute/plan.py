@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from leptonai.compute.servers import ServerPlan
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
 from leptonai.core.values import value_from_json, value_to_json
 
 RunPrecision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
-Strategy = Literal["single", "data_parallel"]
-Backend = Literal["none", "gloo", "nccl"]
+Strategy = Literal["single", "data_parallel", "parameter_server"]
+Backend = Literal["none", "gloo", "nccl", "served"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,7 @@ class Plan:
     """One run, decided: the same inputs always give the same plan.
 
     ``placements`` is in order of rank. ``warnings`` are sentences for people; a plan with warnings can run.
+    ``servers``: of a run with a parameter server; None: workers exchange gradients among themselves.
     """
 
     strategy: Strategy
@@ -123,6 +125,7 @@ class Plan:
     estimate: Estimate
     workload: Workload
     warnings: tuple[str, ...] = ()
+    servers: ServerPlan | None = None
 
     def __post_init__(self) -> None:
         if [placement.rank for placement in self.placements] != list(range(len(self.placements))):

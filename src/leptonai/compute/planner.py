@@ -8,6 +8,7 @@ from typing import Literal
 from leptonai.compute.cluster import Cluster, Host, Node, hosts_of
 from leptonai.compute.cost import estimate
 from leptonai.compute.plan import Backend, Placement, Plan, Tuning
+from leptonai.compute.servers import ServerPlan
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
 
@@ -21,6 +22,7 @@ def plan(
     num_gpus: int = 0,
     measured_core_flops: float | None = None,
     for_run: bool = False,
+    servers: ServerPlan | None = None,
 ) -> Plan:
     """Place the workers of a run and predict its cost; equal arguments give equal plans.
 
@@ -31,6 +33,7 @@ def plan(
         tuning: what autotune chose; None: float32, and the threads the cluster asks for or its cores allow.
         num_gpus: GPUs of this machine, >= 0.
         measured_core_flops: FLOP/s of one core of this machine, > 0; None: not measured.
+        servers: the parameter servers of the run; None: it has none.
         for_run: whether a run follows; then what this machine cannot do is an error, not a warning.
 
     Raises:
@@ -55,8 +58,9 @@ def plan(
         tuning = _default_tuning(cluster, hosts, nodes)
     placements = _place(hosts, nodes, kind=kind, threads=tuning.threads)
     return Plan(
-        strategy="single" if len(nodes) == 1 else "data_parallel",
-        backend=_backend(placements, hosts),
+        strategy="parameter_server" if servers else "single" if len(nodes) == 1 else "data_parallel",
+        backend="served" if servers else _backend(placements, hosts),
+        servers=servers,
         placements=placements,
         tuning=tuning,
         estimate=estimate(

@@ -49,7 +49,25 @@ class Save:
     """Save a checkpoint now and go on."""
 
 
-Order = Halt | Save
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resize:
+    """Go on with ``num_workers`` workers, >= 1, from the next step all agree on."""
+
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        if type(self.num_workers) is not int or self.num_workers < 1:
+            raise InputError(f"expected a whole number of workers >= 1, found {self.num_workers!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchConsistency:
+    """Let a run with a parameter server go on under another consistency setting, such as ``"ssp(3)"``."""
+
+    mode: str
+
+
+Order = Halt | Save | Resize | SwitchConsistency
 
 
 def order_to_json(order: Order) -> dict[str, Any]:
@@ -63,6 +81,10 @@ def order_to_json(order: Order) -> dict[str, Any]:
             return {"order": "halt"}
         case Save():
             return {"order": "save"}
+        case Resize(num_workers=num_workers):
+            return {"order": "resize", "workers": num_workers}
+        case SwitchConsistency(mode=mode):
+            return {"order": "consistency", "mode": mode}
         case _:
             assert_never(order)
 
@@ -71,15 +93,19 @@ def order_from_json(values: Mapping[str, Any]) -> Order:
     """Inverse of :func:`order_to_json`.
 
     Raises:
-        InputError: it is no known order.
+        InputError: it is no known order, or the number of workers is below 1.
     """
     match values:
         case {"order": "halt"}:
             return Halt()
         case {"order": "save"}:
             return Save()
+        case {"order": "resize", "workers": int(workers)}:
+            return Resize(num_workers=workers)
+        case {"order": "consistency", "mode": str(mode)}:
+            return SwitchConsistency(mode=mode)
         case _:
-            raise InputError("unknown order", hint="one of halt, save")
+            raise InputError("unknown order", hint="one of halt, save, resize, consistency")
 
 
 def send_order(directory: Path, order: Order, *, timeout_seconds: float = 5.0) -> str:

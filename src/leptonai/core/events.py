@@ -139,6 +139,88 @@ class WorkerFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost(Event):
+    """Worker ``rank`` (process ``pid``) is gone after ``step`` whole steps; the run goes on without it or refilled."""
+
+    kind = "worker_lost"
+    rank: int
+    step: int
+    reason: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined(Event):
+    """A new worker took ``rank`` and all workers have done a step since: ``step`` of them are done.
+
+    ``seconds`` is the time from the loss (or from the pause, when the run was resized) to that step's end.
+    """
+
+    kind = "worker_joined"
+    rank: int
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resized(Event):
+    """The run goes on with ``num_workers`` workers after ``step`` steps."""
+
+    kind = "resized"
+    num_workers: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRestarted(Event):
+    """Parameter server ``server`` is back ``seconds`` after its death, with its shard at ``version``."""
+
+    kind = "server_restarted"
+    server: int
+    seconds: float
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staleness(Event):
+    """How far workers drift apart, up to ``step``.
+
+    ``histogram`` counts applied updates by their staleness (updates others made between read and apply);
+    ``clocks`` are the steps of each worker. ``dropped`` updates came too late to count and were queued again,
+    ``refused`` ones were not finite. Bytes are those sent and received by all workers so far.
+    """
+
+    kind = "staleness"
+    step: int
+    histogram: Mapping[str, int]
+    clocks: Mapping[str, int]
+    dropped: int
+    refused: int
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsistencyChanged(Event):
+    """From ``step`` on the run follows the consistency setting ``mode``."""
+
+    kind = "consistency_changed"
+    mode: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultInjected(Event):
+    """A fault script did ``what`` at ``where`` (a worker, a server, a link) at ``step``."""
+
+    kind = "fault_injected"
+    what: str
+    where: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OrderTaken(Event):
     """An order came in through the control socket and was passed on."""
 
@@ -170,7 +252,8 @@ EVENT_TYPES: Mapping[str, type[Event]] = MappingProxyType(
         kind.kind: kind
         for kind in (
             RunStarted, WorkerStarted, StepDone, Evaluated, EpochDone, CheckpointSaved, CheckpointFailed,
-            CheckpointDamaged, Resumed, WorkerFailed, OrderTaken, Notice, RunEnded,
+            CheckpointDamaged, Resumed, WorkerFailed, WorkerLost, WorkerJoined, Resized, ServerRestarted, Staleness,
+            ConsistencyChanged, FaultInjected, OrderTaken, Notice, RunEnded,
         )
     }
 )  # fmt: skip

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from leptonai.training.data.dataset import Data
     from leptonai.training.job import TrainJob
     from leptonai.training.learner import Exchange, Learner
+    from leptonai.training.parameter_server.flat import FlatLearner
+    from leptonai.training.pytorch.learner import TorchOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,8 @@ class Framework(Protocol):
         self, job: TrainJob, exchange: Exchange, tuning: Tuning, place: Place, announce: Callable[[], None]
     ) -> Learner: ...
 
+    def flat_learner(self, job: TrainJob, tuning: Tuning, place: Place) -> FlatLearner: ...
+
     def profile(self, job: TrainJob, data: Data, model: Any) -> tuple[Workload, tuple[str, ...]]: ...
 
     def tune(self, job: TrainJob, data: Data, *, threads: int, num_workers: int, device: str) -> Tuning: ...
@@ -51,16 +55,14 @@ class PyTorchFramework:
     def learner(
         self, job: TrainJob, exchange: Exchange, tuning: Tuning, place: Place, announce: Callable[[], None]
     ) -> Learner:
-        from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
+        from leptonai.training.pytorch.learner import TorchLearner
 
-        options = TorchOptions(
-            precision=tuning.precision,
-            memory_format=tuning.memory_format,
-            compile=tuning.compile,
-            device=place.device,
-            some_unused=place.some_unused,
-        )
-        return TorchLearner(job, exchange, options, announce)
+        return TorchLearner(job, exchange, _torch_options(tuning, place), announce)
+
+    def flat_learner(self, job: TrainJob, tuning: Tuning, place: Place) -> FlatLearner:
+        from leptonai.training.pytorch.flat import TorchFlatLearner
+
+        return TorchFlatLearner(job, _torch_options(tuning, place))
 
     def profile(self, job: TrainJob, data: Data, model: Any) -> tuple[Workload, tuple[str, ...]]:
         from leptonai.training.pytorch.profile import profile
@@ -90,6 +92,11 @@ class TensorFlowFramework:
 
         return KerasLearner(job, Announced(exchange, announce), tuning=tuning)
 
+    def flat_learner(self, job: TrainJob, tuning: Tuning, place: Place) -> FlatLearner:
+        from leptonai.training.tensorflow.flat import KerasFlatLearner
+
+        return KerasFlatLearner(job, tuning)
+
     def profile(self, job: TrainJob, data: Data, model: Any) -> tuple[Workload, tuple[str, ...]]:
         from leptonai.training.tensorflow.profile import profile_keras
 
@@ -105,6 +112,18 @@ class TensorFlowFramework:
         from leptonai.training.tensorflow.learner import configure
 
         configure(threads)
+
+
+def _torch_options(tuning: Tuning, place: Place) -> TorchOptions:
+    from leptonai.training.pytorch.learner import TorchOptions
+
+    return TorchOptions(
+        precision=tuning.precision,
+        memory_format=tuning.memory_format,
+        compile=tuning.compile,
+        device=place.device,
+        some_unused=place.some_unused,
+    )
 
 
 FRAMEWORKS: dict[FrameworkName, Callable[[], Framework]] = {

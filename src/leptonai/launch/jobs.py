@@ -140,6 +140,11 @@ def apply_overrides(job: TrainJob, overrides: tuple[str, ...]) -> TrainJob:
 
 def _replace(target: Any, keys: list[str], value: Any, where: str) -> Any:
     names = [item.name for item in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else []
+    if target is None:
+        name = where.removeprefix("--set ").partition("=")[0].removesuffix(f".{'.'.join(keys)}")
+        raise InputError(
+            f"{where}: the job has no {name}, so nothing of it can be set", hint=f"give the job its {name} first"
+        )
     if keys[0] not in names:
         near = difflib.get_close_matches(keys[0], names, 1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}" if names else None
@@ -172,7 +177,10 @@ def identity(
 ) -> dict[str, Any]:
     """What makes two runs runs of the same job: every setting that alters results, in JSON-ready words."""
     shapes = repr(sorted((name, tuple(shape)) for name, shape in model_shapes.items()))
+    # Left out where there is none, so that runs from before it existed can be resumed.
+    server = {} if job.parameter_server is None else {"parameter_server": repr(job.parameter_server)}
     return {
+        **server,
         "name": job.name,
         "model": f"{len(model_shapes)} tensors, {hashlib.sha256(shapes.encode()).hexdigest()[:16]}",
         "data": dict(data),

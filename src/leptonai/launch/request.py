@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leptonai.compute.cluster import Cluster
 from leptonai.compute.plan import Plan
+from leptonai.core.faults import FaultScript
 from leptonai.launch.jobs import JobSource
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class TrainRequest:
         autotune: time a few steps to choose how to compute.
         home: where the workspace database lies.
         epoch_gate: asked after every epoch, while the workers wait.
+        faults: what shall go wrong; None: nothing.
     """
 
     job: JobSource
@@ -56,11 +58,16 @@ class TrainRequest:
     overrides: tuple[str, ...] = ()
     autotune: bool = True
     epoch_gate: Callable[[EpochReport], EpochAnswer] | None = None
+    faults: FaultScript | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """How a run ended; ``seconds`` is wall time from the request, ``examples`` what was trained on in this call."""
+    """How a run ended; ``seconds`` is wall time from the request, ``examples`` what was trained on in this call.
+
+    ``pushes_lost`` counts updates that a parameter server acknowledged and does not hold at the end; None where
+    there is no server.
+    """
 
     run_id: str
     run_dir: Path
@@ -75,6 +82,7 @@ class RunResult:
     plan: Plan
     predicted_step_seconds: float | None
     measured_step_seconds: float | None
+    pushes_lost: int | None = None
 
 
 def result_to_json(result: RunResult) -> dict[str, Any]:

@@ -46,6 +46,8 @@ from leptonai.launch.registry import RunRegistry, workspace_url
 from leptonai.launch.request import EpochReport, RunResult, TrainRequest, result_to_json
 from leptonai.launch.rundir import RunDirectory, read_json_object
 from leptonai.launch.scouting import plan_from, scout_job, threads_per_worker
+from leptonai.launch.served import served_gang
+from leptonai.launch.served_gang import ServedGang
 
 if TYPE_CHECKING:
     from leptonai.training.learner import LearnerState
@@ -225,17 +227,11 @@ class _Run:
             registry.register(
                 run_id=run_dir.name, path=run_dir, task=task, num_workers=plan.num_workers, pid=os.getpid()
             )
-            page = ProgressPage.create(plan.num_workers)
-            stack.callback(page.close)
             for left in run_dir.glob(".scratch-*"):  # by a launcher that was killed
                 shutil.rmtree(left, ignore_errors=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".scratch-", dir=run_dir)))
             fds = shared_memory(self._request.job, stack)
-            specs = worker_specs(self._request, run_dir, plan, scouted, scratch, page, fds)
-            gang = Gang(
-                engine, specs, page, limits=_limits(self._request.cluster), clock=self._clock,
-                on_event=self._emit, on_gate=self._gate(run_dir),
-            )  # fmt: skip
+            gang = self._gang(engine, run_dir, plan, scouted, scratch, fds, stack)
             stack.callback(self._close_recorders, recorders)
             control = ControlServer(run_dir, gang.order)
             stack.callback(control.close)
@@ -244,8 +240,38 @@ class _Run:
         write_atomically(run_dir / "result.json", _json_bytes(result_to_json(result)))
         return result
 
+    def _gang(
+        self,
+        engine: LocalEngine,
+        run_dir: Path,
+        plan: Plan,
+        scouted: Mapping[str, Any],
+        scratch: Path,
+        fds: list[int],
+        stack: contextlib.ExitStack,
+    ) -> Gang | ServedGang:
+        limits = _limits(self._request.cluster)
+        if plan.servers is not None:
+            return served_gang(
+                engine, self._request, run_dir, plan, scouted, scratch, fds, stack,
+                limits=limits, clock=self._clock, on_event=self._emit,
+            )  # fmt: skip
+        page = ProgressPage.create(plan.num_workers)
+        stack.callback(page.close)
+        specs = worker_specs(self._request, run_dir, plan, scouted, scratch, page, fds)
+        return Gang(
+            engine, specs, page, limits=limits, clock=self._clock,
+            on_event=self._emit, on_gate=self._gate(run_dir),
+        )  # fmt: skip
+
     def _see_through(
-        self, engine: LocalEngine, gang: Gang, registry: RunRegistry, run_dir: Path, plan: Plan, task: str
+        self,
+        engine: LocalEngine,
+        gang: Gang | ServedGang,
+        registry: RunRegistry,
+        run_dir: Path,
+        plan: Plan,
+        task: str,
     ) -> RunResult:
         try:
             ended = gang.run()

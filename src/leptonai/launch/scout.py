@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leptonai.core.errors import Fault
 from leptonai.launch.engine import FrameworkName
-from leptonai.launch.frameworks import FRAMEWORKS, framework_of
+from leptonai.launch.frameworks import FRAMEWORKS, Place, framework_of
 from leptonai.launch.jobs import identity
 
 if TYPE_CHECKING:
@@ -40,7 +40,14 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
         )
     else:
         tuning = untuned(job, threads=threads)
+    served = None
+    if job.parameter_server is not None:
+        from leptonai.launch.served_scout import scout_served
+
+        place = Place(device=assignment["device"], some_unused=bool(unused))
+        served = scout_served(job, framework, tuning, place)
     return {
+        "served": served,
         "task": job.name,
         "framework": name,
         "identity": found,

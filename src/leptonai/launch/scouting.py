@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from leptonai.compute.engines.base import Exited, Message, WorkerSpec
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.compute.plan import Plan, Trial, Tuning
 from leptonai.compute.planner import plan as make_compute_plan
+from leptonai.compute.servers import ServerPlan, plan_servers
 from leptonai.compute.workload import Workload
 from leptonai.core.clock import Clock
 from leptonai.core.errors import Fault, InputError, LeptonError
@@ -96,6 +98,26 @@ def plan_from(cluster: Cluster, scouted: Mapping[str, Any], *, for_run: bool, ke
         num_gpus=scouted["num_gpus"],
         measured_core_flops=scouted["core_flops"],
         for_run=for_run,
+        servers=_servers(scouted["served"], cluster.num_workers, len(cores)) if scouted.get("served") else None,
+    )
+
+
+def num_slots(num_workers: int, num_cores: int) -> int:
+    """Workers a served run has room for: it may grow to one a core, and to a few more than it began with."""
+    return max(num_workers + 2, num_cores)
+
+
+def _servers(served: Mapping[str, Any], num_workers: int, num_cores: int) -> ServerPlan:
+    tensors = served["tensors"]
+    settings = served["settings"]
+    return plan_servers(
+        parameter_bytes=4 * sum(math.prod(tensor["shape"]) for tensor in tensors),
+        num_states=len(served["state_names"]),
+        num_slots=num_slots(num_workers, num_cores),
+        num_cores=num_cores,
+        asked=settings["servers"],
+        consistency=settings["consistency"],
+        durability=settings["durability"],
     )
 
 

@@ -34,6 +34,10 @@ class Line:
         self._channel = channel
         self._reader = LineReader()
 
+    def fileno(self) -> int:
+        """To wait on."""
+        return self._channel.fileno()
+
     def receive(self) -> dict[str, Any]:
         """The next value, waiting for it. Raises Fault when the launcher is gone."""
         while (value := self._reader.next_value()) is None:
@@ -77,11 +81,20 @@ def main(channel: socket.socket, fds: list[int]) -> int:
     phase = _Phase()
     try:
         payload = line.receive_bytes(assignment["payload_bytes"])
+        if assignment["role"] == "server":
+            from leptonai.launch.server_process import run_server
+
+            run_server(assignment, line, fds)
+            return 0
         job = _job(assignment, payload, fds[1:])
         if assignment["role"] == "scout":
             from leptonai.launch.scout import scout
 
             line.send({"scouted": scout(job, assignment)})
+        elif assignment["role"] == "served":
+            from leptonai.launch.served_worker import run_served_worker
+
+            line.send({"ended": run_served_worker(job, assignment, line, fds)})
         else:
             line.send({"ended": _train(job, assignment, line, fds[0], phase)})
     except LeptonError as error:
@@ -142,7 +155,7 @@ def _shared_arrays(descriptions: list[dict[str, Any]], fds: list[int]) -> dict[s
     import numpy as np
 
     arrays = {}
-    for description, fd in zip(descriptions, fds, strict=True):
+    for description, fd in zip(descriptions, fds, strict=False):  # a served worker inherits more
         dtype, shape = np.dtype(description["dtype"]), tuple(description["shape"])
         count = int(np.prod(shape))
         memory = mmap.mmap(fd, max(1, count * dtype.itemsize), prot=mmap.PROT_READ)

@@ -5,6 +5,6 @@ training loop relies on.
 """
 
 from leptonai.core.clock import FakeClock
-from leptonai.testing.checks import check_augment, check_column, check_learner
+from leptonai.testing.checks import check_augment, check_column, check_flat_learner, check_learner
 
-__all__ = ["FakeClock", "check_augment", "check_column", "check_learner"]
+__all__ = ["FakeClock", "check_augment", "check_column", "check_flat_learner", "check_learner"]

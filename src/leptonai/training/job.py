@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from leptonai.core.errors import InputError
 from leptonai.training.data.dataset import Data
+from leptonai.training.elastic import Elastic
 from leptonai.training.optimizers import Optimizer
+from leptonai.training.parameter_server.settings import ParameterServer
 from leptonai.training.schedules import Constant, Schedule
 
 Loss = str | Callable[[Any, Any], Any]
@@ -115,7 +117,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
-    """What to train. Every field but ``speed``, ``checkpoints`` and ``name`` alters the result.
+    """What to train. Every field but ``speed``, ``checkpoints``, ``elastic`` and ``name`` alters the result.
 
     Args:
         model: a function without arguments that builds a ``torch.nn.Module`` or a Keras model; it is called in
@@ -134,6 +136,8 @@ class TrainJob:
         precision: ``"float32"``, ``"bfloat16"`` (autocast, float32 weights) or ``"auto"``: chosen once by autotune.
         shuffle: whether every epoch has a random order of its own; False: the order of the data, each time.
         seed: of weights, data order, augmentation and dropout; >= 0.
+        elastic: what happens when a worker is lost; None: the run ends.
+        parameter_server: keep the parameters in servers; None: workers sum their gradients among themselves.
 
     Raises:
         InputError: a value lies outside its range.
@@ -163,6 +167,8 @@ class TrainJob:
     stop_when: StopWhen | None = None
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     speed: Speed = field(default_factory=Speed)
+    elastic: Elastic | None = field(default_factory=Elastic)
+    parameter_server: ParameterServer | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -196,6 +202,13 @@ class TrainJob:
             raise InputError(
                 f"TrainJob: unknown precision {self.precision!r}", hint="one of auto, float32, bfloat16"
             )
+        for name, kind in (("elastic", Elastic), ("parameter_server", ParameterServer)):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, kind)):
+                raise InputError(
+                    f"TrainJob: expected {name} to be a value of type {kind.__name__}, found {value!r}",
+                    hint=f"write {name}={kind.__name__}(...), or None",
+                )
 
     def load_data(self) -> Data:
         """The data, built if it was given as a function."""

@@ -21,7 +21,10 @@ class Bsp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ssp:
-    """Stale synchronous: the step the fastest worker is in minus the slowest's never exceeds ``staleness`` (Ho et al. 2013)."""
+    """Stale synchronous: the step the fastest worker is in minus the slowest's never exceeds ``staleness``.
+
+    Source: Ho et al. 2013.
+    """
 
     staleness: int
 

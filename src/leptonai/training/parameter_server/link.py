@@ -47,21 +47,33 @@ class Answer:
 
 
 class Link(Protocol):
-    """One worker's link to one shard. One thread uses it.
+    """One worker's link to one shard. One thread uses it."""
 
-    Attributes:
-        num_elements: of the shard.
-        parameters: what the worker computes from, float32 (num_elements,); changes only in :meth:`pull`, unless
-            it is a view of the shard itself.
-        gradients: where to write what is pushed raw, float32 (num_elements,); free again once answered.
-        bytes_sent, bytes_received: on the wire so far, headers included (payload bytes for shared memory).
-    """
+    @property
+    def num_elements(self) -> int:
+        """Of the shard."""
+        ...
 
-    num_elements: int
-    parameters: NDArray[np.float32]
-    gradients: NDArray[np.float32]
-    bytes_sent: int
-    bytes_received: int
+    @property
+    def parameters(self) -> NDArray[np.float32]:
+        """What the worker computes from, (num_elements,); changes only in :meth:`pull`, unless it is a view of
+        the shard itself."""
+        ...
+
+    @property
+    def gradients(self) -> NDArray[np.float32]:
+        """Where to write what is pushed raw, (num_elements,); free again once answered."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """Handed over so far, frame headers included where there are frames."""
+        ...
+
+    @property
+    def bytes_received(self) -> int:
+        """The same the other way."""
+        ...
 
     def pull(self, *, deadline_seconds: float) -> NDArray[np.uint64]:
         """Bring ``parameters`` up to date; returns each chunk's version (updates applied to it).

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from leptonai.core.errors import InputError
 from leptonai.training.job import Loss, Metric, TrainJob
-from leptonai.training.optimizers import SGD, Adam, AdamW, Optimizer
+from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Optimizer
 
 TensorFunction = Callable[[Any, Any], torch.Tensor]
 
@@ -74,9 +74,13 @@ def _squared_error(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def build_optimizer(job: TrainJob, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The job's optimiser over these parameters, fused (one pass over memory) where PyTorch has it."""
+    """The job's optimiser over these parameters, fused (one pass over memory) where PyTorch has it.
+
+    Raises:
+        InputError: PyTorch does not have it, or the job's function made something else.
+    """
     chosen = job.optimizer if job.optimizer is not None else Adam()
-    if not isinstance(chosen, SGD | Adam | AdamW):
+    if not isinstance(chosen, Optimizer):
         made = chosen(parameters)
         if not isinstance(made, torch.optim.Optimizer):
             raise InputError(
@@ -100,6 +104,16 @@ def _from_value(chosen: Optimizer, parameters: list[torch.nn.Parameter]) -> torc
                 parameters, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps,
                 weight_decay=chosen.weight_decay, fused=True,
             )  # fmt: skip
+        case Adagrad():
+            return torch.optim.Adagrad(
+                parameters, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay,
+                initial_accumulator_value=chosen.initial_accumulator, fused=True,
+            )  # fmt: skip
+        case Lamb():
+            raise InputError(
+                "PyTorch has no LAMB of its own",
+                hint="train with a parameter server, which has it, or use AdamW",
+            )
 
 
 def num_classes(loss: Loss | None, outputs: Any) -> int | None:

@@ -11,7 +11,7 @@ from leptonai.core.errors import InputError
 from leptonai.training.data.dataset import Data, label_range
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch
-from leptonai.training.optimizers import SGD, Adam, AdamW, Optimizer
+from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Optimizer
 from leptonai.training.schedules import Constant
 from leptonai.training.tensorflow.objective import structured
 
@@ -99,7 +99,7 @@ def build_optimizer(job: TrainJob, model: Any) -> Any:
 def _chosen(job: TrainJob, model: Any) -> Any:
     if job.optimizer is None:
         return model.optimizer if model.compiled and model.optimizer is not None else _from_value(Adam())
-    if isinstance(job.optimizer, SGD | Adam | AdamW):
+    if isinstance(job.optimizer, Optimizer):
         return _from_value(job.optimizer)
     made = job.optimizer(model.trainable_variables)
     if not isinstance(made, keras.optimizers.Optimizer):
@@ -125,8 +125,24 @@ def _from_value(chosen: Optimizer) -> Any:
             return keras.optimizers.AdamW(
                 chosen.lr, chosen.weight_decay, chosen.betas[0], chosen.betas[1], epsilon=chosen.eps
             )
+        case Adagrad():
+            # Keras adds epsilon under the root: as a square, it bounds the step as ours does.
+            _no_decay(chosen.weight_decay, "Adagrad")
+            return keras.optimizers.Adagrad(chosen.lr, chosen.initial_accumulator, epsilon=chosen.eps**2)
+        case Lamb():
+            _no_decay(chosen.weight_decay, "LAMB")
+            return keras.optimizers.Lamb(chosen.lr, chosen.betas[0], chosen.betas[1], epsilon=chosen.eps)
         case _:
             assert_never(chosen)
+
+
+def _no_decay(weight_decay: float, name: str) -> None:
+    if weight_decay:
+        raise InputError(
+            f"Keras's {name} decays weights outside its scaled step: expected weight_decay=0, "
+            f"found {weight_decay}",
+            hint="write weight_decay=0, or train with a parameter server",
+        )
 
 
 def check_labels(job: TrainJob, data: Data, model: Any) -> None:

@@ -1,0 +1,197 @@
+"""Joining the parts of a served run: memory, coordinator, servers, workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from leptonai.compute.engines.base import WorkerSpec
+from leptonai.compute.engines.progress import ProgressPage
+from leptonai.compute.engines.supervise import Limits
+from leptonai.compute.plan import Plan
+from leptonai.core.clock import Clock
+from leptonai.core.errors import InputError
+from leptonai.core.events import Event
+from leptonai.launch.assignments import job_words, payload, worker_environment
+from leptonai.launch.gang import SignallingEngine
+from leptonai.launch.request import TrainRequest
+from leptonai.launch.rundir import read_json_object
+from leptonai.launch.scouting import num_slots
+from leptonai.launch.served_gang import ServedGang
+from leptonai.launch.served_memory import ServedMemory, create_memory
+from leptonai.launch.served_report import ServedReport
+from leptonai.training.checkpoint import MANIFEST_NAME
+from leptonai.training.job import Evaluate, StopWhen
+from leptonai.training.optimizer_words import optimizer_from_json
+from leptonai.training.parameter_server.consistency import parse_consistency
+from leptonai.training.parameter_server.coordinator import Coordinator
+from leptonai.training.parameter_server.flat import TensorSpec
+from leptonai.training.parameter_server.layout import lay_out
+
+
+def served_gang(
+    engine: SignallingEngine,
+    request: TrainRequest,
+    run_dir: Path,
+    plan: Plan,
+    scouted: Mapping[str, Any],
+    scratch: Path,
+    arrays: Sequence[int],
+    stack: contextlib.ExitStack,
+    *,
+    limits: Limits,
+    clock: Clock,
+    on_event: Callable[[Event], None],
+) -> ServedGang:
+    """The gang of a run with parameter servers, ready to run; ``stack`` gives its memory up.
+
+    Raises:
+        InputError: the request asks for what a served run cannot do.
+        MemoryTooSmall: there is not enough shared memory.
+    """
+    assert plan.servers is not None
+    if request.epoch_gate is not None:
+        raise InputError("a run with a parameter server cannot be steered epoch by epoch from outside")
+    served = scouted["served"]
+    slots = num_slots(plan.num_workers, len(os.sched_getaffinity(0)))
+    tensors = [TensorSpec(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in served["tensors"]]
+    layout = lay_out(tensors, plan.servers.num_servers)
+    memory = create_memory(
+        stack, layout, optimizer_from_json(served["optimizer"]), num_slots=slots,
+        journalled=plan.servers.durability != "none", run_id=str(run_dir),
+    )  # fmt: skip
+    page = ProgressPage.create(slots)
+    stack.callback(page.close)
+    extra = _checkpoint_extra(scouted["resume"])
+    report = ServedReport(
+        report_seconds=served["report_seconds"], num_evaluate=served["num_evaluate"],
+        steps_per_epoch=scouted["steps_per_epoch"], base_learning_rate=served["base_learning_rate"],
+        clock=clock, on_event=on_event,
+    )  # fmt: skip
+    if scouted["resume"]:
+        report.begin(scouted["resume"]["step"], extra)
+    elastic = served["elastic"] or {"min_workers": plan.num_workers, "max_losses": 0, "replace": False}
+    parts = _Parts(request, run_dir, plan, scouted, scratch, arrays, memory, page, slots)
+    return ServedGang(
+        engine,
+        [parts.server_spec(number, layout.ranges(number)) for number in range(plan.servers.num_servers)],
+        parts.worker_spec,
+        _coordinator(scouted, served, plan.num_workers, extra or None),
+        memory,
+        page,
+        report,
+        num_workers=plan.num_workers,
+        min_workers=elastic["min_workers"],
+        max_losses=elastic["max_losses"],
+        replace=elastic["replace"],
+        limits=limits,
+        clock=clock,
+        on_event=on_event,
+    )
+
+
+def _coordinator(
+    scouted: Mapping[str, Any], served: Mapping[str, Any], num_workers: int, resume: Mapping[str, Any] | None
+) -> Coordinator:
+    rule = served["stop_when"]
+    return Coordinator(
+        num_examples=served["num_examples"],
+        global_batch_size=served["global_batch_size"],
+        total_steps=scouted["total_steps"],
+        mode=parse_consistency(served["mode"]),
+        num_workers=num_workers,
+        num_evaluation_examples=served["num_evaluate"],
+        evaluate=Evaluate(**served["evaluate"]),
+        save_every_steps=served["save_every_steps"],
+        stop_when=StopWhen(**rule).reached if rule else None,
+        state=resume,
+    )
+
+
+def _checkpoint_extra(resume: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the checkpoint to go on from keeps beside the weights."""
+    if resume is None:
+        return {}
+    extra: dict[str, Any] = read_json_object(Path(resume["path"]) / MANIFEST_NAME)["extra"]
+    return extra
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What the specs of servers and workers are made of."""
+
+    request: TrainRequest
+    run_dir: Path
+    plan: Plan
+    scouted: Mapping[str, Any]
+    scratch: Path
+    arrays: Sequence[int]
+    memory: ServedMemory
+    page: ProgressPage
+    slots: int
+
+    def server_spec(self, number: int, ranges: Sequence[tuple[int, int]]) -> WorkerSpec:
+        """The spec of one server; it can be started again after its death."""
+        served = self.scouted["served"]
+        settings = served["settings"]
+        return WorkerSpec(
+            name=f"server-{number}",
+            assignment={
+                "role": "server",
+                "server": number,
+                "job": self.memory.job,
+                "optimizer": served["optimizer"],
+                "rules": {
+                    "delay_compensation": settings["delay_compensation"],
+                    "staleness_scaled_lr": settings["staleness_scaled_lr"],
+                    "age_decay": served["age_decay"],
+                },
+                "codec": served["codec"],
+                "seed": served["seed"],
+                "ranges": [list(pair) for pair in ranges],
+            },
+            fds=self.memory.server_fds(number),
+            log=self.run_dir / "logs" / f"server-{number}.log",
+            environment={**worker_environment(1, self.request.home), "TMPDIR": str(self.scratch)},
+        )
+
+    def worker_spec(self, rank: int, initialize: bool) -> WorkerSpec:
+        """The spec of the worker of a rank."""
+        plan, served, resume = self.plan, self.scouted["served"], self.scouted["resume"]
+        place = plan.placements[rank % plan.num_workers]
+        return WorkerSpec(
+            name=f"rank-{rank}",
+            assignment={
+                "role": "served",
+                "job": job_words(self.request),
+                "framework": self.scouted["framework"],
+                "some_unused": self.scouted["some_unused"],
+                "identity": self.scouted["identity"],
+                "num_workers": plan.num_workers,
+                "num_arrays": len(self.arrays),
+                "num_servers": len(self.memory.shards),
+                "num_slots": self.slots,
+                "memory_id": self.memory.job,
+                "rank": rank,
+                "initialize": initialize,
+                "device": "cpu" if place.device_kind == "cpu" else f"cuda:{place.device_index}",
+                "tuning": {**dataclasses.asdict(plan.tuning), "trials": [], "threads": place.threads},
+                "mode": served["mode"],
+                "reads": served["settings"]["reads"],
+                "codec": served["codec"],
+                "record": served["settings"]["record"],
+                "base_learning_rate": served["base_learning_rate"],
+                "state_names": served["state_names"],
+                "run_dir": str(self.run_dir),
+                "resume_from": resume["path"] if resume else None,
+            },
+            payload=payload(self.request.job),
+            fds=[self.page.fd, *self.arrays, *self.memory.worker_fds()],
+            log=self.run_dir / "logs" / f"rank-{rank}.log",
+            # Not pinned: servers need the cores too, and come and go.
+            environment={**worker_environment(place.threads, self.request.home), "TMPDIR": str(self.scratch)},
+        )

@@ -1,0 +1,115 @@
+"""The entry of a parameter-server process: map its shard, finish what a predecessor left, serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from leptonai.training.optimizer_words import optimizer_from_json
+from leptonai.training.parameter_server.bell import Bell
+from leptonai.training.parameter_server.codecs.parse import parse_codec
+from leptonai.training.parameter_server.memory import Header, ShardMemory, Slot
+from leptonai.training.parameter_server.server import serve
+from leptonai.training.parameter_server.shard import Shard
+
+if TYPE_CHECKING:
+    from leptonai.launch.worker import Line
+
+
+def run_server(assignment: Mapping[str, Any], line: Line, fds: Sequence[int]) -> None:
+    """Serve one shard until the launcher says stop.
+
+    Args:
+        assignment: ``server`` (its number), ``optimizer``, ``rules``, ``codec``, ``job`` (64 bits), ``ranges``.
+        fds: the shard's memory, this server's bell, then one bell a slot.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    memory = ShardMemory.attach(fds[0], job=assignment["job"])
+    bell, bells = Bell(fds[1]), [Bell(fd) for fd in fds[2 : 2 + memory.shape.num_slots]]
+    shard = _shard(memory, assignment, _answered(memory, bells))
+    shard.recover()
+    number = assignment["server"]
+    line.send({"serving": {"server": number, "version": int(memory.header[Header.VERSION])}})
+    saboteur = _saboteur(assignment)
+
+    def obey(command: Mapping[str, Any]) -> bool:
+        if "apply" not in command:
+            return False
+        values = command["apply"]
+        saboteur(int(memory.header[Header.VERSION]))
+        members = [(slot, sequence, weight) for slot, sequence, weight in values["members"]]
+        start, stop = values["range"]
+        shard.apply_group(members, lr=values["lr"], start=start, stop=stop)
+        version = int(memory.header[Header.VERSION])
+        line.send({"group_applied": {"server": number, "group": values["group"], "version": version}})
+        return True
+
+    serve(memory, bell, [_Sabotaged(shard, memory, saboteur)], _Commands(line), obey)
+
+
+def _shard(memory: ShardMemory, assignment: Mapping[str, Any], answered: Callable[[int], None]) -> Shard:
+    rules = assignment["rules"]
+    decode = None
+    if assignment["codec"]:
+        codec = parse_codec(assignment["codec"], seed=assignment["seed"])
+
+        def decode(number: int, payload: memoryview, out: Any) -> None:
+            codec.decode(payload, out)
+
+    return Shard(
+        memory,
+        optimizer_from_json(assignment["optimizer"]),
+        delay_compensation=rules["delay_compensation"],
+        staleness_scaled_lr=rules["staleness_scaled_lr"],
+        decode=decode,
+        ranges=[(first, stop) for first, stop in assignment["ranges"]],
+        answered=answered,
+    )
+
+
+def _answered(memory: ShardMemory, bells: Sequence[Bell]) -> Callable[[int], None]:
+    """Wakes a worker that sleeps until its push is answered."""
+    slots = memory.slots
+
+    def ring(slot: int) -> None:
+        if slots[slot, Slot.WORKER_SLEEPING]:
+            bells[slot].ring()
+
+    return ring
+
+
+def _saboteur(assignment: Mapping[str, Any]) -> Callable[[int], None]:
+    """Asked before each update with the shard's version; does nothing unless faults were asked for."""
+    return lambda version: None
+
+
+class _Sabotaged:
+    """A shard before whose updates a fault may strike."""
+
+    def __init__(self, shard: Shard, memory: ShardMemory, strike: Callable[[int], None]) -> None:
+        self._shard, self._header, self._strike = shard, memory.header, strike
+
+    def serve_pending(self) -> bool:
+        """Apply what is offered."""
+        pending = self._shard.pending()
+        for slot in pending:
+            self._strike(int(self._header[Header.VERSION]))
+            self._shard.apply(slot)
+        return bool(pending)
+
+
+class _Commands:
+    """The launcher's line as the server's loop wants it."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def fileno(self) -> int:
+        """To wait on."""
+        return self._line.fileno()
+
+    def ready(self) -> Sequence[Mapping[str, Any]]:
+        """What has come in."""
+        return list(self._line.ready())

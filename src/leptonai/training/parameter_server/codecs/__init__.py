@@ -1,0 +1,1 @@
+"""How pushes are made small: quantisers, sparsifiers, low rank, and the feedback of what was left out."""

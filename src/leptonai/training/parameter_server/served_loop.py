@@ -1,0 +1,240 @@
+"""What a worker of a served run does: compute what it is dealt, push it, evaluate and save when told."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from leptonai.core.errors import Fault
+from leptonai.training.data.dataset import Data
+from leptonai.training.data.draws import Draws
+from leptonai.training.data.order import Order
+from leptonai.training.job import TrainJob
+from leptonai.training.learner import Batch, shares
+from leptonai.training.parameter_server.client import Client
+from leptonai.training.parameter_server.consistency import is_local, parse_consistency
+from leptonai.training.parameter_server.flat import FlatLearner
+from leptonai.training.parameter_server.local_worker import LocalWorker, Pushed
+from leptonai.training.parameter_server.work import Compute, Piece, compute_from_json
+
+Phase = Literal["computing", "exchanging", "pausing"]
+
+
+class Launcher(Protocol):
+    """The worker's line to the launcher."""
+
+    def send(self, values: Mapping[str, Any]) -> None: ...
+
+    def receive(self) -> Mapping[str, Any]: ...
+
+
+class Tables(Protocol):
+    """The sparse tables of the model, if it has any."""
+
+    def push(self, *, lr_factor: float, sequence: int, grouped: bool) -> None:
+        """Offer what the last backward pass left."""
+        ...
+
+    def answer(self, sequence: int) -> None:
+        """Wait until it was applied."""
+        ...
+
+
+class ServedLoop:
+    """One worker's part in a served run.
+
+    Args:
+        rank: of this worker; also its slot.
+        total_steps: of the run, for the learning-rate schedule.
+        note: says where this worker is, for the supervisor.
+        save: writes a checkpoint of (step, extra).
+        record: whether to report what each push read.
+        before_deal: called with the worker's clock before each deal (faults are injected there).
+    """
+
+    def __init__(
+        self,
+        *,
+        job: TrainJob,
+        data: Data,
+        learner: FlatLearner,
+        client: Client,
+        launcher: Launcher,
+        rank: int,
+        num_workers: int,
+        base_learning_rate: float,
+        note: Callable[[int, Phase], None],
+        save: Callable[[int, Mapping[str, Any]], None],
+        rebind: Callable[[str], None],
+        tables: Tables | None = None,
+        record: bool = False,
+        before_deal: Callable[[int], None] = lambda clock: None,
+    ) -> None:
+        self._job, self._data, self._learner, self._client = job, data, learner, client
+        self._launcher, self._rank, self._rate = launcher, rank, base_learning_rate
+        self._num_workers = num_workers
+        self._note, self._save, self._rebind, self._tables = note, save, rebind, tables
+        self._record, self._before_deal = record, before_deal
+        self._order = Order(
+            seed=job.seed,
+            num_examples=len(data.train),
+            global_batch_size=job.global_batch_size,
+            shuffle=job.shuffle,
+        )
+        self._total = job.total_steps(len(data.train))
+        self._local: LocalWorker | None = None
+        self._mode = ""
+
+    def run(self) -> None:
+        """Do as dealt until told to finish."""
+        self._launcher.send({"served": {"kind": "joined"}})
+        while True:
+            said = self._launcher.receive()
+            match said:
+                case {"compute": values}:
+                    self._compute(compute_from_json(values))
+                case {"evaluate": {"index": index, "count": count, "step": step}}:
+                    self._evaluate(index, count, step)
+                case {"save": {"step": step, "extra": extra}}:
+                    self._note(step, "pausing")
+                    with self._global_weights():
+                        self._save(step, extra)
+                    self._launcher.send({"served": {"kind": "saved"}})
+                case {"finish": _}:
+                    return
+                case _:
+                    raise Fault(f"the launcher said what this worker does not know: {sorted(said)}")
+
+    # -- computing ----------------------------------------------------------------------------------
+
+    def _compute(self, deal: Compute) -> None:
+        self._before_deal(deal.clock)
+        if deal.mode != self._mode:
+            self._rebind(deal.mode)
+            self._mode = deal.mode
+            mode = parse_consistency(deal.mode)
+            self._local = (
+                LocalWorker(mode, self._client, self._learner, num_workers=self._num_workers)
+                if is_local(mode)
+                else None
+            )
+        self._note(deal.clock, "computing")
+        if self._local is not None:
+            pushed = self._local.compute(deal, self._steps(deal))
+        else:
+            pushed = self._gradient(deal)
+        self._note(deal.clock + 1, "exchanging")
+        report = {"deal": deal.deal, "loss": pushed.loss, "examples": pushed.examples, "lr": pushed.lr}
+        if not pushed.finite:
+            self._launcher.send({"served": {"kind": "refused", **report}})
+        elif deal.grouped:
+            self._launcher.send({"served": {"kind": "offered", **report, **self._traffic(), **self._read()}})
+        else:
+            self._await_applied(deal, report)
+
+    def _gradient(self, deal: Compute) -> Pushed:
+        (piece,) = deal.pieces
+        self._client.pull()
+        self._learner.refresh()
+        batch = self._batch(piece)
+        size = len(self._order.batch(piece.step).indices)
+        loss = self._learner.gradient(batch, num_examples=size, seed=self._seed(piece))
+        factor = self._job.schedule(piece.step, self._total)
+        finite = self._client.finite()
+        if finite:
+            if self._tables is not None:
+                self._tables.push(lr_factor=factor, sequence=deal.deal, grouped=deal.grouped)
+            self._client.push(deal.deal, lr=self._rate * factor, grouped=deal.grouped, clock=deal.clock)
+        return Pushed(loss=loss, examples=piece.num_examples, lr=self._rate * factor, finite=finite)
+
+    def _await_applied(self, deal: Compute, report: dict[str, Any]) -> None:
+        answers = self._client.answers(deal.deal)
+        if self._tables is not None:
+            self._tables.answer(deal.deal)
+        found = {
+            "staleness": max(answer.staleness for answer in answers),
+            "versions": [answer.version for answer in answers],
+        }
+        self._launcher.send(
+            {"served": {"kind": "applied", **report, **found, **self._traffic(), **self._read()}}
+        )
+
+    def _traffic(self) -> dict[str, int]:
+        return {"bytes_sent": self._client.bytes_sent, "bytes_received": self._client.bytes_received}
+
+    def _read(self) -> dict[str, Any]:
+        """Which version of each chunk the push was computed from, as runs of equal versions."""
+        if not self._record:
+            return {}
+        return {"read": [encode_runs(versions.tolist()) for versions in self._client.read_versions]}
+
+    def _steps(self, deal: Compute) -> Iterator[tuple[Batch, float, int]]:
+        for piece in deal.pieces:
+            yield self._batch(piece), self._job.schedule(piece.step, self._total), self._seed(piece)
+
+    def _seed(self, piece: Piece) -> int:
+        return piece_seed(self._job.seed, piece)
+
+    def _batch(self, piece: Piece) -> Batch:
+        return piece_batch(self._job, self._data, self._order, piece)
+
+    # -- evaluation -----------------------------------------------------------------------------------
+
+    def _evaluate(self, index: int, count: int, step: int) -> None:
+        self._note(step, "pausing")
+        with self._global_weights():
+            sums = self._learner.evaluate(self._evaluation_batches(index, count))
+        self._launcher.send({"served": {"kind": "evaluated", "sums": dict(sums)}})
+        self._note(step, "computing")
+
+    @contextlib.contextmanager
+    def _global_weights(self) -> Iterator[None]:
+        """The servers' parameters in the model, also where the worker has weights of its own."""
+        if self._local is not None:
+            with self._local.global_weights():
+                yield
+        else:
+            self._client.pull()
+            self._learner.refresh()
+            yield
+
+    def _evaluation_batches(self, index: int, count: int) -> Iterator[Batch]:
+        examples = self._data.evaluate
+        assert examples is not None
+        share = shares(len(examples), count)[index]
+        size = self._job.evaluate.batch_size
+        for begin in range(share.start, share.stop, size):
+            yield self._data.evaluation_batch(np.arange(begin, min(begin + size, share.stop), dtype=np.int64))
+
+
+def piece_seed(seed: int, piece: Piece) -> int:
+    """For dropout and the like: a function of the job's seed and the piece, whoever computes it."""
+    return int(np.random.SeedSequence([seed, piece.step, piece.start]).generate_state(1)[0])
+
+
+def piece_batch(job: TrainJob, data: Data, order: Order, piece: Piece) -> Batch:
+    """The examples of a piece, augmented as they would be on any worker."""
+    chosen = order.batch(piece.step)
+    share = slice(piece.start, piece.stop)
+    draws = Draws(
+        seed=job.seed, epoch=chosen.epoch, step=piece.step, num_examples=len(chosen.indices), share=share
+    )
+    return data.training_batch(chosen.indices[share], draws)
+
+
+def encode_runs(values: list[int]) -> list[list[int]]:
+    """Runs of equal numbers as [number, length].
+
+    >>> encode_runs([4, 4, 5])
+    [[4, 2], [5, 1]]
+    """
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += 1
+        else:
+            runs.append([value, 1])
+    return runs

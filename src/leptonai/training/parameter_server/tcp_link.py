@@ -1,0 +1,332 @@
+"""A worker's link to a shard on another host, over TCP."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leptonai.core.errors import Fault, InputError, Refused
+from leptonai.training.parameter_server import frames
+from leptonai.training.parameter_server.frames import (
+    CONTROL_BYTES,
+    FRAME_BYTES,
+    REGION_CHUNKS,
+    REGION_VERSION,
+    Frame,
+    Malformed,
+    Op,
+    Welcome,
+    encode,
+)
+from leptonai.training.parameter_server.link import Answer, Offer
+from leptonai.training.parameter_server.tcp_handshake import check_secrets
+from leptonai.training.parameter_server.tcp_pull import pull_range
+from leptonai.training.parameter_server.tcp_regions import receive_region, send_region
+from leptonai.training.parameter_server.tcp_session import BROKEN, Session
+from leptonai.training.parameter_server.tcp_stream import Part, Stream
+from leptonai.training.parameter_server.tls import check_mutual
+
+# How long the server may keep silent about a push before it says that there is no answer yet: a worker then
+# tells a slow group from a server that is gone.
+_WAIT_SECONDS = 0.5
+_Result = TypeVar("_Result")
+
+
+class TcpLink:
+    """A :class:`~leptonai.training.parameter_server.link.Link` over TCP, that survives broken connections.
+
+    Whatever call finds the connections broken makes new ones, to the next address that lets this worker in,
+    and hands the unanswered push over again; the server applies it once.
+
+    Args:
+        addresses: of the shard's server, and of those that may take its place.
+        job, token: of the run.
+        slot: of this worker.
+        num_elements: of the shard, as the worker knows it.
+        tls: a mutual TLS context; certificates must name the address.
+        num_streams: connections; more than one helps where a single core cannot fill the network.
+        connect_seconds: how long to try at first.
+        silence_seconds: how long a server may say nothing before it is taken for gone.
+        max_response_bytes: longest response to a request.
+
+    Attributes:
+        read_version: of the shard, when the last pull began: what to put in the next offer.
+
+    Raises:
+        Refused: by the server: another job, version or token, or no such slot.
+        Fault: nobody answers.
+    """
+
+    def __init__(
+        self, addresses: Sequence[tuple[str, int]], *, job: bytes, token: bytes, slot: int, num_elements: int,
+        tls: ssl.SSLContext | None = None, num_streams: int = 1, connect_seconds: float = 10.0,
+        silence_seconds: float = 3.0, max_response_bytes: int = 256 << 20,
+    ) -> None:  # fmt: skip
+        if not addresses or num_streams < 1:
+            raise InputError("TcpLink: expected an address and num_streams >= 1")
+        check_secrets(job, token)
+        if tls is not None:
+            check_mutual(tls)
+        self.num_elements, self._slot = num_elements, slot
+        self.parameters: NDArray[np.float32] = np.zeros(num_elements, np.float32)
+        self.gradients: NDArray[np.float32] = np.zeros(num_elements, np.float32)
+        self.bytes_sent = self.bytes_received = self.read_version = 0
+        self._max_response_bytes = max_response_bytes
+        self._unanswered: Offer | None = None
+        self._response = bytearray()
+        self._session = Session(
+            addresses, job=job, token=token, slot=slot, tls=tls, num_streams=num_streams,
+            silence_seconds=silence_seconds,
+        )  # fmt: skip
+        try:
+            self._welcome = self._connect(time.monotonic() + connect_seconds)
+        except BaseException:
+            self._session.close()
+            raise
+
+    def pull(self, *, deadline_seconds: float) -> NDArray[np.uint64]:
+        """See the protocol. Chunks come one after the other: each is whole, they may be of different updates."""
+        return self._persist(deadline_seconds, "a pull", self._pull)
+
+    def offer(self, offer: Offer) -> None:
+        """See the protocol. Where the connection is broken, :meth:`answer` mends it.
+
+        Raises:
+            InputError: the range or the payload does not fit the shard.
+        """
+        self._check(offer)
+        self._unanswered = offer
+        try:
+            self._session.settle()
+            self._send_push(offer)
+        except BROKEN:
+            self._session.drop()
+        self._count()
+
+    def answer(self, sequence: int, *, deadline_seconds: float) -> Answer:
+        """See the protocol."""
+
+        def ask(deadline: float) -> Answer:
+            while time.monotonic() < deadline:
+                answer = self._ask(sequence, deadline)
+                if answer is not None:
+                    return answer
+            raise Fault(f"push {sequence} was not answered within {deadline_seconds} s")
+
+        answer = self._persist(deadline_seconds, f"the answer to push {sequence}", ask)
+        if self._unanswered is not None and self._unanswered.sequence <= sequence:
+            self._unanswered = None
+        if not answer.verdict:
+            raise Fault(f"what became of push {sequence} is no longer known, a later one was answered")
+        return answer
+
+    def request(self, service: int, parts: Sequence[Part], *, deadline_seconds: float) -> memoryview:
+        """Ask the service of that number; returns its response, valid until the next request.
+
+        Asked again when the connection breaks before the response: services must bear that.
+
+        Raises:
+            Fault: no response in time, or the service said no.
+        """
+        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        head = encode(
+            Frame(op=Op.REQUEST, slot=self._slot, service=service, length=sum(len(view) for view in views))
+        )
+
+        def ask(deadline: float) -> memoryview:
+            stream = self._session.streams[0]
+            stream.send(head, *views)
+            frame = _expect(stream, Op.RESPONSE)
+            if frame.length > (CONTROL_BYTES if frame.flags else self._max_response_bytes):
+                raise Malformed(f"a response of {frame.length} bytes is too long")
+            if len(self._response) < frame.length:
+                self._response = bytearray(frame.length)
+            response = memoryview(self._response)[: frame.length]
+            stream.receive_into(response)
+            if frame.flags & frames.FAILED:
+                raise Fault(bytes(response).decode(errors="replace"))
+            return response
+
+        return self._persist(deadline_seconds, f"a request to service {service}", ask)
+
+    def fetch(
+        self, region: int, *, start: int = 0, stop: int, deadline_seconds: float
+    ) -> NDArray[np.float32] | NDArray[np.uint64]:
+        """Items ``start`` to ``stop`` of a region, as they are at the moment; for checkpoints, when all rests.
+
+        Args:
+            region: REGION_PARAMETERS, 1 + i for state i of the optimiser, REGION_CHUNKS or REGION_VERSION.
+        """
+        kind = np.uint64 if region in (REGION_CHUNKS, REGION_VERSION) else np.float32
+        values = np.empty(stop - start, kind)
+        asked = Frame(op=Op.FETCH, slot=self._slot, service=region, start=start, stop=stop)
+
+        def ask(deadline: float) -> None:
+            self._session.streams[0].send(encode(asked))
+            receive_region(self._session.streams[0], asked, memoryview(values).cast("B"))
+
+        self._persist(deadline_seconds, f"region {region}", ask)
+        return values
+
+    def store(
+        self, region: int, values: NDArray[np.generic], *, start: int = 0, deadline_seconds: float
+    ) -> None:
+        """Inverse of :meth:`fetch`; only while nobody pulls or pushes. Returns when all is stored."""
+        asked = Frame(op=Op.STORE, slot=self._slot, service=region, start=start, stop=start + len(values))
+
+        def ask(deadline: float) -> None:
+            stream = self._session.streams[0]
+            stream.send(encode(asked))
+            send_region(stream, region, self._slot, start, memoryview(values).cast("B"), values.itemsize)
+            _expect(stream, Op.STORED)
+
+        self._persist(deadline_seconds, f"storing region {region}", ask)
+
+    def ping(self, *, deadline_seconds: float) -> None:
+        """Raise Fault unless the server answers in time."""
+
+        def ask(deadline: float) -> None:
+            self._session.streams[0].send(encode(Frame(op=Op.PING, slot=self._slot)))
+            _expect(self._session.streams[0], Op.PONG)
+
+        self._persist(deadline_seconds, "a ping", ask)
+
+    def close(self) -> None:
+        """Give the link up. An unanswered push may or may not be applied."""
+        self._session.close()
+        self._count()
+
+    def _persist(self, deadline_seconds: float, what: str, action: Callable[[float], _Result]) -> _Result:
+        """Do it, on new connections if need be, until the deadline."""
+        deadline = time.monotonic() + deadline_seconds
+        while True:
+            try:
+                if not self._session.is_open:
+                    self._connect(deadline)
+                self._session.set_patience(deadline)
+                self._session.settle()
+                return action(deadline)
+            except BROKEN as error:
+                self._session.drop()
+                if time.monotonic() >= deadline:
+                    raise Fault(f"{what} did not come within {deadline_seconds} s: {error}") from error
+            finally:
+                self._count()
+
+    def _connect(self, deadline: float) -> Welcome:
+        welcome = self._session.open(deadline)
+        if welcome.num_elements != self.num_elements:
+            self._session.drop()
+            raise Refused(
+                f"the shard has {welcome.num_elements} elements, this worker expects {self.num_elements}"
+            )
+        offer = self._unanswered
+        if offer is not None and offer.sequence > welcome.offered:
+            self._send_push(offer)
+        return welcome
+
+    def _check(self, offer: Offer) -> None:
+        if not 0 <= offer.start < offer.stop <= self.num_elements or offer.sequence < 1:
+            raise InputError(
+                f"push {offer.sequence} of elements {offer.start} to {offer.stop} of {self.num_elements}"
+            )
+        if offer.codec >= 0 and not 0 < self._payload(offer).nbytes <= self.num_elements * 4:
+            raise InputError("an encoded push needs a payload, no longer than the shard is raw")
+
+    def _payload(self, offer: Offer) -> memoryview:
+        if offer.codec < 0:
+            return memoryview(self.gradients[offer.start : offer.stop]).cast("B")
+        return memoryview(b"") if offer.payload is None else offer.payload.cast("B")
+
+    def _send_push(self, offer: Offer) -> None:
+        """Begin to send a push; small ones are on their way when this returns, others in threads."""
+        payload = self._payload(offer)
+        about = Frame(
+            op=Op.OFFER, flags=frames.GROUPED if offer.grouped else 0, slot=self._slot, codec=max(offer.codec, -1),
+            sequence=offer.sequence, start=offer.start, stop=offer.stop, total=len(payload),
+        )  # fmt: skip
+        opening = encode(about, frames.offer_body(offer.lr, offer.weight, offer.clock, offer.read_version))
+        pieces = range(0, len(payload), FRAME_BYTES)
+        if len(pieces) == 1:
+            self._session.streams[0].send(opening, self._piece(offer, payload, 0), payload)
+            return
+        self._session.streams[0].send(opening)
+        count = len(self._session.streams)
+        share = -(-len(pieces) // count)
+
+        def send(some: range) -> Callable[[Stream], None]:
+            def run(stream: Stream) -> None:
+                for offset in some:
+                    stream.send(self._piece(offer, payload, offset), payload[offset : offset + FRAME_BYTES])
+
+            return run
+
+        self._session.start([send(pieces[index * share : (index + 1) * share]) for index in range(count)])
+
+    def _piece(self, offer: Offer, payload: memoryview, offset: int) -> bytes:
+        return encode(
+            Frame(
+                op=Op.DATA, slot=self._slot, codec=max(offer.codec, -1), sequence=offer.sequence,
+                start=offer.start, stop=offer.stop, offset=offset, total=len(payload),
+                length=min(FRAME_BYTES, len(payload) - offset),
+            )
+        )  # fmt: skip
+
+    def _ask(self, sequence: int, deadline: float) -> Answer | None:
+        """One question after the push; None: no answer yet."""
+        stream = self._session.streams[0]
+        patience = min(
+            _WAIT_SECONDS, self._session.silence_seconds / 2, max(0.0, deadline - time.monotonic())
+        )
+        stream.set_stall(self._session.silence_seconds)
+        stream.send(
+            encode(Frame(op=Op.WAIT, slot=self._slot, sequence=sequence, total=int(patience * 1000) + 1))
+        )
+        frame = _expect(stream, Op.ANSWER)
+        body = stream.receive_body(frame)
+        if frame.sequence != sequence:
+            raise Malformed("the answer to another push")
+        if frame.flags & frames.PENDING:
+            return None
+        verdict, version, staleness = frames.read_answer_body(body)
+        return Answer(verdict=verdict, version=version, staleness=staleness)
+
+    def _pull(self, deadline: float) -> NDArray[np.uint64]:
+        size = self._welcome.chunk_elements
+        num_chunks = -(-self.num_elements // size)
+        versions = np.zeros(num_chunks, np.uint64)
+        count = min(len(self._session.streams), num_chunks)
+        share = -(-num_chunks // count)
+        seen = [0] * count
+
+        def take(index: int) -> Callable[[Stream], None]:
+            chunks = slice(index * share, min((index + 1) * share, num_chunks))
+
+            def run(stream: Stream) -> None:
+                if chunks.start < chunks.stop:
+                    seen[index] = pull_range(stream, self._slot, size, chunks, self.parameters, versions)
+
+            return run
+
+        if count == 1:
+            take(0)(self._session.streams[0])
+        else:
+            self._session.start([take(index) for index in range(count)])
+            self._session.settle()
+        self.read_version = min(value for index, value in enumerate(seen) if index * share < num_chunks)
+        return versions
+
+    def _count(self) -> None:
+        self.bytes_sent, self.bytes_received = self._session.bytes_sent, self._session.bytes_received
+
+
+def _expect(stream: Stream, op: Op) -> Frame:
+    frame = stream.receive_frame()
+    if frame.op is not op:
+        raise Malformed(f"{frame.op.name} where {op.name} belongs")
+    return frame
