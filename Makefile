@@ -51,6 +51,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks (about an hour; peers install themsel
 	$(BIN)/python -m benchmarks.sync_training
 	$(BIN)/python -m benchmarks.time_to_accuracy
 	$(BIN)/python -m benchmarks.sdk_ten_epochs
+	$(BIN)/python -m benchmarks.parameter_server
 
 docs: $(VENV)/.dev  ## Write the generated pages of docs/ anew
 	$(BIN)/python -m leptonai.compute.reference > docs/cluster-file.md

@@ -46,6 +46,7 @@ TABLE_TCP = "lepton, table over TCP"
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TP_SOCKET_IFNAME": "lo"}
 OURS = "benchmarks.parameter_server_ours"
+TABLES = "benchmarks.parameter_server_tables"
 WORK = "benchmarks.parameter_server_work"
 PEERS = "benchmarks.peers"
 
@@ -94,8 +95,8 @@ def build(options: Options) -> Sequence[Contest]:
             name=TABLE,
             contestants=(
                 one(BAG, WORK, "embedding", table),
-                one(TABLE_SHM, OURS, "table", table),
-                one(TABLE_TCP, OURS, "table_tcp", table),
+                one(TABLE_SHM, TABLES, "shm", table),
+                one(TABLE_TCP, TABLES, "tcp", table),
             ),
         ),
     )

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import ssl
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.certificates import Certificates, make_certificates
 from benchmarks.parameter_server_work import (
     GRADIENT,
     LEARNING_RATE,
@@ -27,25 +31,38 @@ from leptonai.training.parameter_server.layout import ALIGNMENT
 from leptonai.training.parameter_server.link import Link, Offer
 from leptonai.training.parameter_server.local_link import LocalLink
 from leptonai.training.parameter_server.memory import APPLIED, ShardMemory, ShardShape, Slot
+from leptonai.training.parameter_server.server import serve
+from leptonai.training.parameter_server.tls import mutual_tls
 
 DEADLINE_SECONDS = 60.0
+JOB, TOKEN = b"benchmark", b"a token of 16 bytes or more"
 
 
 def in_one_host(asked: Rounds, *, journalled: bool, views: bool, in_place: bool = False) -> None:
     """Push, apply and pull through shared memory."""
     shape = ShardShape(
-        num_elements=aligned(asked.elements), num_states=1, num_slots=1, journalled=journalled, has_reads=not views
+        num_elements=aligned(asked.elements),
+        num_states=1,
+        num_slots=1,
+        journalled=journalled,
+        has_reads=not views,
     )
     memory = ShardMemory.create(shape)
     memory.parameters[:] = START
     server_bell, worker_bell = Bell.create(), Bell.create()
     link = LocalLink(memory, 0, server_bell=server_bell, worker_bell=worker_bell, views=views)
-    with served(memory, SGD(lr=LEARNING_RATE, momentum=MOMENTUM), server_bell, worker_bell):
+    optimizer = SGD(lr=LEARNING_RATE, momentum=MOMENTUM)
+    with in_process(serve_shard, memory, optimizer, server_bell, worker_bell):
         push_and_pull(link, asked, in_place=in_place)
 
 
-def push_and_pull(link: Link, asked: Rounds, *, in_place: bool = False) -> None:
-    """The rounds; ``in_place``: the gradient is made where the server reads it, so nothing copies it."""
+def push_and_pull(link: Link, asked: Rounds, *, in_place: bool = False, applied: bool = True) -> None:
+    """The rounds.
+
+    Args:
+        in_place: the gradient is made where it is pushed from, so nothing copies it.
+        applied: whether the server applies pushes, so that the parameters change.
+    """
     mine = gradient(link.num_elements)
     link.gradients[:] = mine
     sequence = 0
@@ -61,25 +78,81 @@ def push_and_pull(link: Link, asked: Rounds, *, in_place: bool = False) -> None:
         link.pull(deadline_seconds=DEADLINE_SECONDS)
 
     time_rounds(round_, asked)
-    check(link.parameters, asked.warm + asked.rounds)
+    check(link.parameters, asked.warm + asked.rounds if applied else 0)
 
 
 @contextlib.contextmanager
-def served(
-    memory: ShardMemory, optimizer: Optimizer, server_bell: Bell, worker_bell: Bell
-) -> Iterator[None]:
-    """A server process that applies what is offered, until the block ends."""
+def in_process(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """A server process that runs until the block ends; gives this side of its line."""
     context = multiprocessing.get_context("fork")  # nothing here has imported torch or started a thread
     here, there = context.Pipe()
-    process = context.Process(
-        target=serve_shard, args=(memory, optimizer, server_bell, worker_bell, there), daemon=True
-    )
+    process = context.Process(target=target, args=(*arguments, there), daemon=True)
     process.start()
     try:
-        yield
+        yield here
     finally:
-        here.send_bytes(b"end")
+        here.send(None)
         process.join(timeout=30)
+
+
+def over_tcp(asked: Rounds, *, encrypted: bool) -> None:
+    """Push and pull through TCP; the server answers a push without applying it, as the raw loop does."""
+    from leptonai.training.parameter_server.tcp_link import TcpLink
+
+    shape = ShardShape(
+        num_elements=aligned(asked.elements), num_states=0, num_slots=1, journalled=False, has_reads=False
+    )
+    memory = ShardMemory.create(shape)
+    memory.parameters[:] = START
+    bells = Bell.create(), Bell.create()
+    with tempfile.TemporaryDirectory(prefix="tls-") as folder:
+        files = make_certificates(Path(folder)) if encrypted else None
+        with in_process(serve_transport, memory, *bells, files) as line:
+            link = TcpLink(
+                [line.recv()], job=JOB, token=TOKEN, slot=0, num_elements=shape.num_elements,
+                tls=_tls("worker", files),
+            )  # fmt: skip
+            push_and_pull(link, asked, in_place=True, applied=False)
+            link.close()
+
+
+def serve_transport(
+    memory: ShardMemory, server_bell: Bell, worker_bell: Bell, files: Certificates | None, line: Any
+) -> None:
+    """A server process that takes pushes in and answers them."""
+    from leptonai.training.parameter_server.tcp_server import TcpService
+
+    service = TcpService(
+        memory, job=JOB, token=TOKEN, tls=_tls("server", files), server_bell=server_bell,
+        worker_bells=[worker_bell],
+    )  # fmt: skip
+    line.send(service.address)
+    serve(memory, server_bell, [_Answers(memory, worker_bell)], Commands(line), lambda command: False)
+    service.close()
+
+
+def _tls(side: Literal["server", "worker"], files: Certificates | None) -> ssl.SSLContext | None:
+    if files is None:
+        return None
+    return mutual_tls(side, certificate=files.certificate, key=files.key, authority=files.authority)
+
+
+class _Answers:
+    """Answers what is offered and changes nothing."""
+
+    def __init__(self, memory: ShardMemory, worker_bell: Bell) -> None:
+        self._slot, self._bell = memoryview(memory.slots[0]), worker_bell
+
+    def serve_pending(self) -> bool:
+        """Answer the push, if there is one."""
+        slot = self._slot
+        if slot[Slot.OFFERED] <= slot[Slot.ANSWERED]:
+            return False
+        slot[Slot.VERDICT] = APPLIED
+        slot[Slot.ANSWERED] = slot[Slot.OFFERED]
+        if slot[Slot.WORKER_SLEEPING]:
+            self._bell.ring()
+        return True
 
 
 def serve_shard(
@@ -88,7 +161,6 @@ def serve_shard(
     """The server process: the loop that real ones run."""
     import torch
 
-    from leptonai.training.parameter_server.server import serve
     from leptonai.training.parameter_server.shard import Shard
 
     torch.set_num_threads(1)
@@ -100,7 +172,7 @@ def serve_shard(
 
     shard = Shard(memory, optimizer, answered=answered)
     shard.recover()
-    serve(memory, server_bell, [_Pushes(shard)], _Commands(line), lambda command: False)
+    serve(memory, server_bell, [_Pushes(shard)], Commands(line), lambda command: False)
 
 
 class _Pushes:
@@ -115,7 +187,9 @@ class _Pushes:
         return bool(pending)
 
 
-class _Commands:
+class Commands:
+    """A server's line: whatever comes ends it."""
+
     def __init__(self, line: Any) -> None:
         self._line = line
 
@@ -164,6 +238,8 @@ PARTS: dict[str, Callable[[Rounds], None]] = {
     "journal": lambda asked: in_one_host(asked, journalled=True, views=True),
     "in_place": lambda asked: in_one_host(asked, journalled=True, views=True, in_place=True),
     "copies": lambda asked: in_one_host(asked, journalled=True, views=False),
+    "tcp": lambda asked: over_tcp(asked, encrypted=False),
+    "tls": lambda asked: over_tcp(asked, encrypted=True),
     "adam": server_adam,
 }
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.figures import Benchmark, Options
 from benchmarks.workloads.arrays import write_arrays
 
-from benchmarks import sdk_ten_epochs, sync_training, time_to_accuracy
+from benchmarks import parameter_server, sdk_ten_epochs, sync_training, time_to_accuracy
 
 PROMISED = {
     "samples_per_second_vs_torchrun": (1.0, "higher"),
@@ -23,6 +23,17 @@ PROMISED = {
     "peak_memory_vs_torchrun": (1.1, "lower"),
     "seconds_vs_keras": (0.5, "lower"),
     "seconds_vs_pytorch_loop": (0.5, "lower"),
+    "views_vs_memcpy": (0.8, "higher"),
+    "journal_vs_memcpy": (0.6, "higher"),
+    "tcp_vs_raw_socket": (1.0, "higher"),
+    "tls_slowdown": (3.5, "lower"),
+    "vs_ray_100mb": (3.0, "higher"),
+    "vs_ray_33k": (20.0, "higher"),
+    "vs_rpc_100mb": (4.0, "higher"),
+    "vs_rpc_33k": (8.0, "higher"),
+    "adam_vs_fused": (0.95, "higher"),
+    "embedding_vs_in_process": (0.9, "higher"),
+    "embedding_tcp_vs_in_process": (0.3, "higher"),
 }
 
 
@@ -38,6 +49,7 @@ def themes(folder: Path) -> list[Benchmark]:
         sync_training.build_in(folder),
         time_to_accuracy.benchmark_in(folder, goal=0.99),
         sdk_ten_epochs.build_in(folder),
+        parameter_server.benchmark(),
     ]
 
 

@@ -43,7 +43,7 @@ class Runner:
         """A job file whose ``job`` is an expression over the toy module."""
         path = self.home / f"{name}.py"
         path.write_text(
-            f"import sys\nsys.path.insert(0, {str(TOY.parent)!r})\nfrom toy import *\njob = {expression}\n"
+            f"import sys\nsys.path.insert(0, {str(TOY.parent)!r})\nfrom toy import *\nfrom served_toy import *\njob = {expression}\n"
         )
         return path
 

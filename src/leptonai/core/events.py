@@ -172,6 +172,15 @@ class Resized(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStarted(Event):
+    """Parameter server ``server`` runs as process ``pid``."""
+
+    kind = "server_started"
+    server: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRestarted(Event):
     """Parameter server ``server`` is back ``seconds`` after its death, with its shard at ``version``."""
 
@@ -252,8 +261,8 @@ EVENT_TYPES: Mapping[str, type[Event]] = MappingProxyType(
         kind.kind: kind
         for kind in (
             RunStarted, WorkerStarted, StepDone, Evaluated, EpochDone, CheckpointSaved, CheckpointFailed,
-            CheckpointDamaged, Resumed, WorkerFailed, WorkerLost, WorkerJoined, Resized, ServerRestarted, Staleness,
-            ConsistencyChanged, FaultInjected, OrderTaken, Notice, RunEnded,
+            CheckpointDamaged, Resumed, WorkerFailed, WorkerLost, WorkerJoined, Resized, ServerStarted,
+            ServerRestarted, Staleness, ConsistencyChanged, FaultInjected, OrderTaken, Notice, RunEnded,
         )
     }
 )  # fmt: skip

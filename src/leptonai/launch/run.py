@@ -254,7 +254,7 @@ class _Run:
         if plan.servers is not None:
             return served_gang(
                 engine, self._request, run_dir, plan, scouted, scratch, fds, stack,
-                limits=limits, clock=self._clock, on_event=self._emit,
+                clock=self._clock, on_event=self._emit,
             )  # fmt: skip
         page = ProgressPage.create(plan.num_workers)
         stack.callback(page.close)

@@ -11,7 +11,6 @@ from typing import Any
 
 from leptonai.compute.engines.base import WorkerSpec
 from leptonai.compute.engines.progress import ProgressPage
-from leptonai.compute.engines.supervise import Limits
 from leptonai.compute.plan import Plan
 from leptonai.core.clock import Clock
 from leptonai.core.errors import InputError
@@ -24,7 +23,10 @@ from leptonai.launch.scouting import num_slots
 from leptonai.launch.served_gang import ServedGang
 from leptonai.launch.served_memory import ServedMemory, create_memory
 from leptonai.launch.served_report import ServedReport
+from leptonai.launch.served_servers import Servers
+from leptonai.launch.served_workers import Workers
 from leptonai.training.checkpoint import MANIFEST_NAME
+from leptonai.training.elastic import Elastic
 from leptonai.training.job import Evaluate, StopWhen
 from leptonai.training.optimizer_words import optimizer_from_json
 from leptonai.training.parameter_server.consistency import parse_consistency
@@ -43,7 +45,6 @@ def served_gang(
     arrays: Sequence[int],
     stack: contextlib.ExitStack,
     *,
-    limits: Limits,
     clock: Clock,
     on_event: Callable[[Event], None],
 ) -> ServedGang:
@@ -74,21 +75,21 @@ def served_gang(
     )  # fmt: skip
     if scouted["resume"]:
         report.begin(scouted["resume"]["step"], extra)
-    elastic = served["elastic"] or {"min_workers": plan.num_workers, "max_losses": 0, "replace": False}
     parts = _Parts(request, run_dir, plan, scouted, scratch, arrays, memory, page, slots)
+    specs = [parts.server_spec(number, layout.ranges(number)) for number in range(plan.servers.num_servers)]
+
+    def servers(on_loss: Callable[[str], None]) -> Servers:
+        return Servers(engine, specs, memory, clock=clock, on_event=on_event, on_loss=on_loss)
+
     return ServedGang(
         engine,
-        [parts.server_spec(number, layout.ranges(number)) for number in range(plan.servers.num_servers)],
-        parts.worker_spec,
+        servers,
+        Workers(engine, parts.worker_spec, page, clock=clock, on_event=on_event),
         _coordinator(scouted, served, plan.num_workers, extra or None),
         memory,
-        page,
         report,
         num_workers=plan.num_workers,
-        min_workers=elastic["min_workers"],
-        max_losses=elastic["max_losses"],
-        replace=elastic["replace"],
-        limits=limits,
+        elastic=Elastic(**served["elastic"]) if served["elastic"] else None,
         clock=clock,
         on_event=on_event,
     )
@@ -159,12 +160,12 @@ class _Parts:
             environment={**worker_environment(1, self.request.home), "TMPDIR": str(self.scratch)},
         )
 
-    def worker_spec(self, rank: int, initialize: bool) -> WorkerSpec:
-        """The spec of the worker of a rank."""
+    def worker_spec(self, name: str, rank: int | None, initialize: bool) -> WorkerSpec:
+        """The spec of the worker of a rank, or of a spare."""
         plan, served, resume = self.plan, self.scouted["served"], self.scouted["resume"]
-        place = plan.placements[rank % plan.num_workers]
+        place = plan.placements[(rank or 0) % plan.num_workers]
         return WorkerSpec(
-            name=f"rank-{rank}",
+            name=name,
             assignment={
                 "role": "served",
                 "job": job_words(self.request),
@@ -184,6 +185,7 @@ class _Parts:
                 "reads": served["settings"]["reads"],
                 "codec": served["codec"],
                 "record": served["settings"]["record"],
+                "hogwild": served["settings"]["hogwild"],
                 "base_learning_rate": served["base_learning_rate"],
                 "state_names": served["state_names"],
                 "run_dir": str(self.run_dir),
@@ -191,7 +193,7 @@ class _Parts:
             },
             payload=payload(self.request.job),
             fds=[self.page.fd, *self.arrays, *self.memory.worker_fds()],
-            log=self.run_dir / "logs" / f"rank-{rank}.log",
+            log=self.run_dir / "logs" / f"{name}.log",
             # Not pinned: servers need the cores too, and come and go.
             environment={**worker_environment(place.threads, self.request.home), "TMPDIR": str(self.scratch)},
         )

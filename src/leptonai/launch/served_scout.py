@@ -12,7 +12,7 @@ from leptonai.launch.frameworks import Framework, Place
 from leptonai.training.optimizer_words import optimizer_to_json
 from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Optimizer
 from leptonai.training.parameter_server.codecs.parse import check_codec, mode_codec
-from leptonai.training.parameter_server.consistency import AsyncDiloco, consistency_text, is_local
+from leptonai.training.parameter_server.consistency import Asp, AsyncDiloco, consistency_text, is_local
 from leptonai.training.parameter_server.kernels import state_names
 from leptonai.training.parameter_server.outer import outer_optimizer
 
@@ -30,6 +30,16 @@ def scout_served(job: TrainJob, framework: Framework, tuning: Tuning, place: Pla
     assert settings is not None
     mode = settings.mode
     inner = _optimizer(job)
+    if settings.hogwild and not (isinstance(mode, Asp) and inner == SGD(lr=inner.lr)):
+        raise InputError(
+            "ParameterServer: hogwild goes with asp and plain SGD alone",
+            hint='consistency="asp", optimizer=SGD(lr=...)',
+        )
+    if settings.durability == "replica":
+        raise InputError(
+            "ParameterServer: a replica needs a second machine, the local engine runs on this one alone",
+            hint='durability="journal" survives the death of a server process',
+        )
     if settings.codec:
         check_codec(settings.codec, mode)
     learner = framework.flat_learner(job, tuning, place)

@@ -92,7 +92,7 @@ class _ServedWorker:
     def _bind(self, mode_text: str) -> None:
         """Let the model compute from the shards: from their memory itself where nobody changes it meanwhile."""
         mode, reads = parse_consistency(mode_text), self._assignment["reads"]
-        views = reads == "views" or (reads == "auto" and isinstance(mode, Bsp))
+        views = reads == "views" or self._assignment["hogwild"] or (reads == "auto" and isinstance(mode, Bsp))
         for link in self._links:
             link.views = views and not is_local(mode)
         self._client.pull()
@@ -126,6 +126,7 @@ class _ServedWorker:
             job=job, data=self._data, learner=self._learner, client=self._client, launcher=self._line,
             rank=self.rank, num_workers=assignment["num_workers"], base_learning_rate=assignment["base_learning_rate"],
             note=self._note, save=self._save, rebind=self._bind, record=assignment["record"],
+            hogwild=assignment["hogwild"],
         )  # fmt: skip
 
     def _note(self, step: int, phase: Phase) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Feed:
 
     def batches(
         self, steps: range, *, rank: int, num_workers: int
-    ) -> Iterator[tuple[list[Batch], int]]:
+    ) -> Generator[tuple[list[Batch], int], None, None]:
         """The worker's micro-batches of each step, with the size of the global batch; close it when done early."""
         prepared = (self._micro_batches(step, rank, num_workers) for step in steps)
         depth = _prefetch_depth(self._job, self._data)

@@ -1,33 +1,33 @@
 """The training loop every framework shares: which examples, when to report, evaluate, save and stop.
 
 The loop is the same on every worker. Whatever must happen at the same step everywhere (stopping, the next
-report) is agreed in the small sum that reports the loss, so it costs no extra exchange.
+report) is agreed in the small sum that reports the loss, so it costs no extra exchange. An exchange that breaks
+because a worker was lost leaves :attr:`Loop.shared` at the last stage that was complete, from where
+:meth:`Loop.go_on` continues in another group of workers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
 from leptonai.core.clock import Clock
 from leptonai.core.errors import Fault
-from leptonai.core.events import CheckpointFailed, CheckpointSaved, EpochDone, Evaluated, Event, StepDone
-from leptonai.training.checkpoint import Checkpoint, CheckpointStore
-from leptonai.training.data.dataset import ArrayColumn, Data
-from leptonai.training.data.draws import Draws
-from leptonai.training.data.order import Order
-from leptonai.training.data.prefetch import prefetched
+from leptonai.core.events import EpochDone, Evaluated, Event, StepDone, event_from_json, event_to_json
+from leptonai.training.checkpoint import CheckpointStore
+from leptonai.training.data.dataset import Data
+from leptonai.training.feed import Feed
 from leptonai.training.job import TrainJob
-from leptonai.training.learner import Batch, Exchange, Learner, shares
+from leptonai.training.learner import Batch, Exchange, Learner
+from leptonai.training.loop_state import Own, Shared
+from leptonai.training.saving import Saver
 
-Ending = Literal["done", "stopped"]
-
-# Mapped files smaller than this are soon in the page cache, where a thread of their own only costs.
-LARGE_BYTES = 4 * 2**30
+Ending = Literal["done", "stopped", "regroup"]
 
 
 class Hooks(Protocol):
@@ -37,8 +37,8 @@ class Hooks(Protocol):
         """Pass an event on; called on rank 0 only."""
         ...
 
-    def orders(self) -> tuple[bool, bool]:
-        """(halt, save) ordered since the last call; asked on rank 0 only."""
+    def orders(self) -> tuple[bool, ...]:
+        """(halt, save) ordered since the last call, and maybe (regroup); asked on rank 0 only."""
         ...
 
     def note(self, step: int, phase: Literal["computing", "exchanging", "pausing"]) -> None:
@@ -58,21 +58,11 @@ class Start:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class _Window:
-    """Sums since the last report, and since the epoch began."""
-
-    loss: float = 0.0
-    examples: int = 0
-    epoch_loss: float = 0.0
-    epoch_examples: int = 0
-    since_seconds: float = 0.0
-    epoch_since_seconds: float = 0.0
-    steps: int = 0
-
-
 class Loop:
     """One worker's run over ``job``, from ``start`` to the end.
+
+    Attributes:
+        shared: where the run stands, as all workers know it.
 
     Args:
         identity: what makes the job this job, kept in each checkpoint.
@@ -94,306 +84,279 @@ class Loop:
         gated: bool = False,
     ) -> None:
         self._job, self._data, self._learner, self._exchange = job, data, learner, exchange
-        self._hooks, self._clock, self._identity, self._store, self._gated = (
-            hooks,
-            clock,
-            identity,
-            store,
-            gated,
-        )
-        self._order = Order(
-            seed=job.seed,
-            num_examples=len(data.train),
-            global_batch_size=job.global_batch_size,
-            shuffle=job.shuffle,
-        )
+        self._hooks, self._clock, self._gated = hooks, clock, gated
+        self._feed = Feed(job, data)
         self._steps_per_epoch = job.steps_per_epoch(len(data.train))
         self._total = job.total_steps(len(data.train))
-        self._lr_scale = 1.0
-        self._save_tried_step = -1  # the same on every worker, unlike what rank 0 managed to save
-        self._saved_step = -1
-        self._last_saved_seconds = clock.monotonic_seconds()
-        self._last_evaluated_step = -1
-        self._metrics: dict[str, float] = {}
+        self._saver = Saver(
+            rule=job.checkpoints, store=store, learner=learner, exchange=exchange, hooks=hooks, clock=clock,
+            identity=identity, steps_per_epoch=self._steps_per_epoch,
+        )  # fmt: skip
+        self.shared = Shared()
+        self._own = Own()
+        self._ordered = [False, False, False]
+        self._stages = (
+            self._report, self._save_if_asked, self._end_epoch, self._evaluate_if_due, self._pass_gate,
+            self._decide, self._evaluate_last, self._save_last,
+        )  # fmt: skip
 
     @property
     def metrics(self) -> Mapping[str, float]:
         """The last evaluation's."""
-        return dict(self._metrics)
+        return dict(self.shared.metrics)
 
     @property
     def saved_step(self) -> int:
-        """The step of the last checkpoint saved, -1 for none."""
-        return self._saved_step
+        """The step of the last checkpoint this worker saved, -1 for none."""
+        return self._saver.saved_step
 
     def run(self, start: Start) -> tuple[Ending, int]:
-        """Train to the end; returns how it ended and the number of steps done."""
-        window = self._window_from(start)
-        self._save_tried_step = self._saved_step = start.step if start.step else -1
-        next_report = start.step + 1
-        step, ending = start.step, "done"
-        for step, batch in zip(range(start.step, self._total), self._batches(start.step), strict=False):
-            self._take_step(step, batch, window)
-            done = step + 1
-            epoch_ends = done % self._steps_per_epoch == 0 or done == self._total
-            if done >= next_report or epoch_ends:
-                halt, save, next_report = self._report(done, window)
-                if save:
-                    self._save(done, window)
-                if halt:
-                    ending, step = "stopped", done
-                    break
-            step = done
-            if self._after_step(done, epoch_ends, window):
-                ending = "done" if self._stop_reached() else "stopped"
-                break
-        if self._last_evaluated_step != step:
-            self._evaluate(step)
-        if self._save_tried_step != step:
-            self._save(step, window)
-        return ("done" if ending == "done" else "stopped"), step
+        """Train from ``start``; returns how it ended and the number of steps done."""
+        self.begin(start)
+        return self.go_on()
 
-    def _window_from(self, start: Start) -> _Window:
+    def begin(self, start: Start) -> None:
+        """Stand at ``start``, for :meth:`go_on`."""
         now = self._clock.monotonic_seconds()
-        window = _Window(since_seconds=now, epoch_since_seconds=now)
+        shared, own, extra = self.shared, self._own, start.extra
+        own.since_seconds = own.epoch_since_seconds = now
+        shared.done, shared.reported_step, shared.next_report = start.step, start.step, start.step + 1
+        shared.stage = self._stages.index(self._decide)
+        shared.save_tried_step = self._saver.saved_step = start.step if start.step else -1
+        shared.epoch_examples = int(extra.get("epoch_examples", 0))
+        shared.lr_scale = float(extra.get("lr_scale", 1.0))
         if self._exchange.rank == 0:  # the sums are over all workers, so one of them carries the past
-            window.epoch_loss = float(start.extra.get("epoch_loss", 0.0))
-            self._learner.train_metric_sums.update(start.extra.get("epoch_metrics", {}))
-        window.epoch_examples = int(start.extra.get("epoch_examples", 0))
-        self._lr_scale = float(start.extra.get("lr_scale", 1.0))
-        return window
+            own.epoch_loss = float(extra.get("epoch_loss", 0.0))
+            own.epoch_counted = int(extra.get("epoch_counted", shared.epoch_examples))
+            self._learner.train_metric_sums.update(extra.get("epoch_metrics", {}))
+
+    def adopt(self, shared: Shared) -> None:
+        """Take over where a worker that is further stands; what it has reported already is reported."""
+        now, mine = self._clock.monotonic_seconds(), self.shared
+        if shared.reported_step != mine.reported_step:
+            self._own.end_report(now)
+        if shared.epoch_from_step != mine.epoch_from_step:
+            self._own.end_epoch(now)
+            self._learner.train_metric_sums.update(dict.fromkeys(self._learner.train_metric_sums, 0.0))
+        self.shared = shared
+
+    def regrouped(self) -> None:
+        """Another group of workers goes on from here, at whatever stage the last one broke off."""
+        shared = self.shared
+        shared.regroup = False
+        if shared.save_tried_step == shared.done:  # whether its writer lived to finish it is not known
+            shared.save_tried_step = -1
+        if self._exchange.rank == 0:
+            for values in shared.recent:
+                self._hooks.emit(event_from_json(values))
+
+    def go_on(self) -> tuple[Ending, int]:
+        """Train on from where the loop stands to the end, or until workers shall group anew."""
+        shared = self.shared
+        self._hooks.note(shared.done, "computing")
+        self._follow_up()
+        batches = self._feed.batches(
+            range(shared.done, self._total if not shared.ending else shared.done),
+            rank=self._exchange.rank, num_workers=self._exchange.num_workers,
+        )  # fmt: skip
+        with closing(batches):
+            for micro_batches, total in batches:
+                self._take_step(micro_batches, total)
+                self._follow_up()
+                if shared.ending or shared.regroup:
+                    break
+        if not shared.ending:
+            return "regroup", shared.done
+        return cast(Ending, shared.ending), shared.done
 
     # -- one step ---------------------------------------------------------------------------------
 
-    def _batches(self, first_step: int) -> Iterator[tuple[list[Batch], int]]:
-        """This worker's micro-batches of every step, with the size of the global batch."""
-
-        def prepare() -> Iterator[tuple[list[Batch], int]]:
-            for step in range(first_step, self._total):
-                yield self._micro_batches(step)
-
-        depth = _prefetch_depth(self._job, self._data)
-        return prefetched(prepare(), depth) if depth else prepare()
-
-    def _micro_batches(self, step: int) -> tuple[list[Batch], int]:
-        chosen = self._order.batch(step)
-        total = len(chosen.indices)
-        share = shares(total, self._exchange.num_workers)[self._exchange.rank]
-        mine = chosen.indices[share]
-        if not len(mine):
-            return [], total
-        draws = Draws(seed=self._job.seed, epoch=chosen.epoch, step=step, num_examples=total, share=share)
-        batch = self._data.training_batch(mine, draws)
-        cuts = shares(len(mine), min(self._job.accumulate, len(mine)))
-        return [tuple(column[cut] for column in batch) for cut in cuts], total
-
-    def _take_step(self, step: int, batch: tuple[list[Batch], int], window: _Window) -> None:
-        micro_batches, total = batch
+    def _take_step(self, micro_batches: list[Batch], total: int) -> None:
+        shared = self.shared
+        step, rank = shared.done, self._exchange.rank
         self._hooks.note(step, "computing")
-        factor = self._job.schedule(step, self._total) * self._lr_scale
+        factor = self._job.schedule(step, self._total) * shared.lr_scale
         # A seed of its own for each (job, step, worker): nothing random needs to be saved for resume.
-        seed = int(np.random.SeedSequence([self._job.seed, step, self._exchange.rank]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self._job.seed, step, rank]).generate_state(1)[0])
         try:
             loss = self._learner.step(micro_batches, num_examples=total, lr_factor=factor, seed=seed)
         except Fault as error:
-            raise Fault(
-                f"step {step + 1}, worker {self._exchange.rank}: {error.message}", hint=error.hint
-            ) from error
+            raise Fault(f"step {step + 1}, worker {rank}: {error.message}", hint=error.hint) from error
+        shared.done, shared.stage = step + 1, 0
         self._hooks.note(step + 1, "exchanging")
-        window.loss += loss
-        window.epoch_loss += loss
-        window.examples += total
-        window.epoch_examples += total
-        window.steps += 1
+        shared.recent.clear()
+        shared.examples += total
+        shared.epoch_examples += total
+        shared.steps += 1
+        self._own.add(loss, sum(len(batch[0]) for batch in micro_batches))
+
+    def _follow_up(self) -> None:
+        """Do what is left of what follows the step; each stage whole or, when its exchange breaks, not at all."""
+        while self.shared.stage < len(self._stages):
+            self._stages[self.shared.stage]()
+            self.shared.stage += 1
+
+    def _epoch_ends(self) -> bool:
+        return self.shared.done % self._steps_per_epoch == 0 or self.shared.done == self._total
 
     # -- agreeing and reporting -------------------------------------------------------------------
 
-    def _report(self, done: int, window: _Window) -> tuple[bool, bool, int]:
-        """Sum the loss over workers and agree on halting, saving and the next report's step."""
-        first = self._exchange.rank == 0
+    def _report(self) -> None:
+        """Sum the loss over workers and agree on halting, saving, regrouping and the next report's step."""
+        shared, own = self.shared, self._own
+        if not (shared.done >= shared.next_report or self._epoch_ends()):
+            return
         now = self._clock.monotonic_seconds()
-        seconds = now - window.since_seconds
-        halt, save = self._hooks.orders() if first else (False, False)
-        per_step = seconds / max(window.steps, 1)
-        ahead = int(np.clip(self._job.speed.log_every_seconds / max(per_step, 1e-6), 1, 1000)) if first else 0
-        save = save or (first and self._save_is_due(done, now))
-        agreed = np.array([window.loss, float(halt), float(save), float(ahead)], np.float64)
+        seconds = now - own.since_seconds
+        asked, ahead = self._asked(now, seconds)
+        agreed = np.array([own.loss, own.counted, *asked, ahead], np.float64)
         self._exchange.sum(agreed)
-        if first:
-            self._emit_step(done, float(agreed[0]), window, seconds)
-        window.loss, window.examples, window.steps, window.since_seconds = 0.0, 0, 0, now
-        next_report = done + int(agreed[3])
+        self._ordered = [False, False, False]
+        self._tell(self._step_done(float(agreed[0]), float(agreed[1]), seconds))
+        own.end_report(now)
+        shared.examples, shared.steps, shared.reported_step = 0, 0, shared.done
+        shared.next_report = shared.done + int(agreed[5])
         every = self._job.checkpoints.every_steps
         if every:
-            next_report = min(next_report, (done // every + 1) * every)
-        return bool(agreed[1]), bool(agreed[2]), next_report
+            shared.next_report = min(shared.next_report, (shared.done // every + 1) * every)
+        shared.ending = "stopped" if agreed[2] else ""
+        shared.save, shared.regroup = bool(agreed[3]), bool(agreed[4])
 
-    def _emit_step(self, done: int, loss: float, window: _Window, seconds: float) -> None:
-        factor = self._job.schedule(done - 1, self._total) * self._lr_scale
-        self._hooks.emit(
-            StepDone(
-                at_seconds=self._clock.now_seconds(),
-                step=done,
-                epoch=(done - 1) // self._steps_per_epoch,
-                loss=loss / max(window.examples, 1),
-                examples=window.examples,
-                seconds=seconds,
-                learning_rate=self._learner.base_learning_rate * factor,
-                bytes_sent=window.steps * self._learner.exchanged_bytes,
-            )
+    def _asked(self, now: float, seconds: float) -> tuple[list[float], int]:
+        """Worker 0 brings (halt, save, regroup) and the steps to the next report, the others zeros."""
+        if self._exchange.rank != 0:
+            return [0.0, 0.0, 0.0], 0
+        orders = self._hooks.orders()
+        # An order read is kept until all have agreed on it: the sum may break.
+        self._ordered = [a or b for a, b in zip(self._ordered, [*orders, False][:3], strict=True)]
+        halt, save, regroup = self._ordered
+        save = save or self._saver.is_due(self.shared, now)
+        per_step = seconds / max(self.shared.steps, 1)
+        ahead = int(np.clip(self._job.speed.log_every_seconds / max(per_step, 1e-6), 1, 1000))
+        return [float(halt), float(save), float(regroup)], ahead
+
+    def _step_done(self, loss: float, counted: float, seconds: float) -> StepDone:
+        shared = self.shared
+        factor = self._job.schedule(shared.done - 1, self._total) * shared.lr_scale
+        return StepDone(
+            at_seconds=self._clock.now_seconds(),
+            step=shared.done,
+            epoch=(shared.done - 1) // self._steps_per_epoch,
+            loss=loss / max(counted, 1),
+            examples=shared.examples,
+            seconds=seconds,
+            learning_rate=self._learner.base_learning_rate * factor,
+            bytes_sent=shared.steps * self._learner.exchanged_bytes,
         )
 
-    def _save_is_due(self, done: int, now_seconds: float) -> bool:
-        rule = self._job.checkpoints
-        by_steps = rule.every_steps > 0 and done % rule.every_steps == 0
-        by_time = rule.every_seconds > 0 and now_seconds - self._last_saved_seconds >= rule.every_seconds
-        return (by_steps or by_time) and done != self._save_tried_step
+    def _tell(self, event: Event) -> None:
+        """Emit on worker 0; all keep it until the next exchange shows that worker 0 lived to do so."""
+        self.shared.recent = [event_to_json(event)]
+        if self._exchange.rank == 0:
+            self._hooks.emit(event)
 
-    def _after_step(self, done: int, epoch_ends: bool, window: _Window) -> bool:
-        """Epoch's end, evaluation and the gate; whether to stop here."""
-        epoch = done // self._steps_per_epoch
-        whole_epoch = done % self._steps_per_epoch == 0
-        train_metrics = self._finish_epoch(done, epoch, window) if epoch_ends else {}
-        if self._evaluation_is_due(done, whole_epoch):
-            self._evaluate(done)
-        stop = self._stop_reached()
-        if self._gated and epoch_ends:
-            stop = self._pass_gate(done, epoch, train_metrics, window) or stop
-        return stop
+    def _save_if_asked(self) -> None:
+        if self.shared.save:
+            self._saver.save(self.shared, self._own)
+        self.shared.save = False
 
-    def _evaluation_is_due(self, done: int, whole_epoch: bool) -> bool:
-        rule = self._job.evaluate
-        epoch = done // self._steps_per_epoch
-        by_epochs = whole_epoch and rule.every_epochs > 0 and epoch % rule.every_epochs == 0
-        by_steps = rule.every_steps > 0 and done % rule.every_steps == 0
-        return done == self._total or ((by_epochs or by_steps) and done >= rule.from_step)
-
-    def _finish_epoch(self, done: int, epoch: int, window: _Window) -> dict[str, float]:
-        own = self._learner.train_metric_sums
-        names = list(own)
-        sums = np.array([window.epoch_loss, *own.values()], np.float64)
+    def _end_epoch(self) -> None:
+        shared, own = self.shared, self._own
+        if shared.ending or not self._epoch_ends():
+            return
+        metrics = self._learner.train_metric_sums
+        sums = np.array([own.epoch_counted, own.epoch_loss, *metrics.values()], np.float64)
         self._exchange.sum(sums)
-        own.update(dict.fromkeys(own, 0.0))
-        examples = max(window.epoch_examples, 1)
-        metrics = {name: float(value) / examples for name, value in zip(["loss", *names], sums, strict=True)}
+        counted = max(float(sums[0]), 1.0)
+        shared.train_metrics = {
+            name: float(value) / counted for name, value in zip(["loss", *metrics], sums[1:], strict=True)
+        }
         now = self._clock.monotonic_seconds()
-        if self._exchange.rank == 0:
-            self._hooks.emit(
-                EpochDone(
-                    at_seconds=self._clock.now_seconds(), step=done, epoch=epoch, metrics=metrics,
-                    examples=window.epoch_examples, seconds=now - window.epoch_since_seconds,
-                )
-            )  # fmt: skip
-        window.epoch_loss, window.epoch_examples, window.epoch_since_seconds = 0.0, 0, now
-        return metrics
+        self._tell(
+            EpochDone(
+                at_seconds=self._clock.now_seconds(), step=shared.done, metrics=shared.train_metrics,
+                epoch=shared.done // self._steps_per_epoch, examples=shared.epoch_examples,
+                seconds=now - own.epoch_since_seconds,
+            )
+        )  # fmt: skip
+        metrics.update(dict.fromkeys(metrics, 0.0))
+        own.end_epoch(now)
+        shared.epoch_examples, shared.epoch_from_step = 0, shared.done
 
-    def _pass_gate(self, done: int, epoch: int, train_metrics: Mapping[str, float], window: _Window) -> bool:
+    def _pass_gate(self) -> None:
+        shared = self.shared
+        if shared.ending or not (self._gated and self._epoch_ends()):
+            return
         answer = np.zeros(2, np.float64)
-        self._save(done, window)
-        self._hooks.note(done, "pausing")
+        self._saver.save(shared, self._own)
+        self._hooks.note(shared.done, "pausing")
         if self._exchange.rank == 0:
-            seen = {**train_metrics, **{f"val_{name}": value for name, value in self._metrics.items()}}
-            stop, rate = self._hooks.epoch_gate(epoch, done, seen)
+            seen = {**shared.train_metrics, **{f"val_{name}": v for name, v in shared.metrics.items()}}
+            stop, rate = self._hooks.epoch_gate(shared.done // self._steps_per_epoch, shared.done, seen)
             answer[:] = [float(stop), math.nan if rate is None else rate / self._learner.base_learning_rate]
         self._exchange.broadcast(answer)
-        self._hooks.note(done, "computing")
+        self._hooks.note(shared.done, "computing")
         if not math.isnan(answer[1]):
-            self._lr_scale = float(answer[1])
+            shared.lr_scale = float(answer[1])
         now = self._clock.monotonic_seconds()
-        window.since_seconds = window.epoch_since_seconds = now
-        return bool(answer[0])
+        self._own.since_seconds = self._own.epoch_since_seconds = now
+        if answer[0]:
+            shared.ending = "done" if self._goal_is_reached() else "stopped"
 
-    def _stop_reached(self) -> bool:
+    def _decide(self) -> None:
+        """Whether the run ends here, if nobody has stopped it."""
+        shared = self.shared
+        if not shared.ending and (self._goal_is_reached() or shared.done >= self._total):
+            shared.ending = "done"
+
+    def _goal_is_reached(self) -> bool:
         rule = self._job.stop_when
-        return rule is not None and rule.reached(self._metrics)
+        return rule is not None and rule.reached(self.shared.metrics)
 
-    # -- evaluation and checkpoints ---------------------------------------------------------------
+    # -- evaluation and the end -------------------------------------------------------------------
 
-    def _evaluate(self, done: int) -> None:
-        self._last_evaluated_step = done
-        examples = self._data.evaluate
+    def _evaluate_if_due(self) -> None:
+        rule, done = self._job.evaluate, self.shared.done
+        epoch, left = divmod(done, self._steps_per_epoch)
+        by_epochs = left == 0 and rule.every_epochs > 0 and epoch % rule.every_epochs == 0
+        by_steps = rule.every_steps > 0 and done % rule.every_steps == 0
+        due = done == self._total or ((by_epochs or by_steps) and done >= rule.from_step)
+        if due and not self.shared.ending:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        shared, examples = self.shared, self._data.evaluate
         if examples is None:
+            shared.evaluated_step = shared.done
             return
         began = self._clock.monotonic_seconds()
-        self._hooks.note(done, "pausing")
-        sums = self._learner.evaluate(self._evaluation_batches())
+        self._hooks.note(shared.done, "pausing")
+        sums = self._learner.evaluate(
+            self._feed.evaluation(rank=self._exchange.rank, num_workers=self._exchange.num_workers)
+        )
         names = sorted(sums)
         values = np.array([sums[name] for name in names], np.float64)
         self._exchange.sum(values)
-        self._hooks.note(done, "computing")
-        self._metrics = {
+        self._hooks.note(shared.done, "computing")
+        shared.evaluated_step = shared.done
+        shared.metrics = {
             name: float(value) / len(examples) for name, value in zip(names, values, strict=True)
         }
-        if self._exchange.rank == 0:
-            seconds = self._clock.monotonic_seconds() - began
-            self._hooks.emit(
-                Evaluated(
-                    at_seconds=self._clock.now_seconds(), step=done, epoch=done // self._steps_per_epoch,
-                    metrics=self._metrics, examples=len(examples), seconds=seconds,
-                )
-            )  # fmt: skip
-
-    def _evaluation_batches(self) -> Iterator[Batch]:
-        examples = self._data.evaluate
-        assert examples is not None
-        share = shares(len(examples), self._exchange.num_workers)[self._exchange.rank]
-        size = self._job.evaluate.batch_size
-        for begin in range(share.start, share.stop, size):
-            indices = np.arange(begin, min(begin + size, share.stop), dtype=np.int64)
-            yield self._data.evaluation_batch(indices)
-
-    def _save(self, done: int, window: _Window) -> None:
-        """Save on rank 0; a full disk is told and survived, the last good checkpoint stays."""
-        self._last_saved_seconds = self._clock.monotonic_seconds()
-        self._save_tried_step = done
-        # What the epoch's sums hold of this epoch so far, over all workers, so that resume can go on with them.
-        metrics = self._learner.train_metric_sums
-        sums = np.array([window.epoch_loss, *metrics.values()], np.float64)
-        self._exchange.sum(sums)
-        if self._store is None or self._exchange.rank != 0:
-            return
-        self._hooks.note(done, "pausing")
-        began = self._clock.monotonic_seconds()
-        extra = {
-            "epoch_loss": float(sums[0]),
-            "epoch_metrics": dict(zip(metrics, map(float, sums[1:]), strict=True)),
-            "epoch_examples": window.epoch_examples,
-            "lr_scale": self._lr_scale,
-            "metrics": {name: value for name, value in self._metrics.items() if math.isfinite(value)},
-        }
-        try:
-            state = self._learner.state()
-        except Fault as error:
-            raise Fault(f"after step {done}: {error.message}", hint=error.hint) from error
-        checkpoint = Checkpoint(
-            step=done, epoch=done // self._steps_per_epoch, job=self._identity,
-            num_workers=self._exchange.num_workers, state=state, extra=extra,
-        )  # fmt: skip
-        try:
-            saved = self._store.save(checkpoint)
-        except Fault as error:
-            self._hooks.emit(
-                CheckpointFailed(at_seconds=self._clock.now_seconds(), step=done, reason=error.message)
+        self._tell(
+            Evaluated(
+                at_seconds=self._clock.now_seconds(), step=shared.done, metrics=shared.metrics,
+                epoch=shared.done // self._steps_per_epoch, examples=len(examples),
+                seconds=self._clock.monotonic_seconds() - began,
             )
-        else:
-            self._saved_step = done
-            self._hooks.emit(
-                CheckpointSaved(
-                    at_seconds=self._clock.now_seconds(), step=done, path=f"checkpoints/{saved.path.name}",
-                    digest=saved.digest, size_bytes=saved.size_bytes,
-                    seconds=self._clock.monotonic_seconds() - began,
-                )
-            )  # fmt: skip
-        self._hooks.note(done, "computing")
+        )  # fmt: skip
 
+    def _evaluate_last(self) -> None:
+        if self.shared.ending and self.shared.evaluated_step != self.shared.done:
+            self._evaluate()
 
-def _prefetch_depth(job: TrainJob, data: Data) -> int:
-    """Batches to prepare ahead: those asked for, else two where examples come from a disk larger than memory."""
-    if job.speed.prefetch is not None:
-        return job.speed.prefetch
-    for column in data.train.columns:
-        in_memory = isinstance(column, ArrayColumn) and not isinstance(column.array, np.memmap)
-        size_bytes = len(column) * column.dtype.itemsize * math.prod(column.shape)
-        if not in_memory and size_bytes > LARGE_BYTES:
-            return 2
-    return 0
+    def _save_last(self) -> None:
+        """The last checkpoint; nobody leaves before it is written, so that its writer can be replaced."""
+        if self.shared.ending:
+            if self.shared.save_tried_step != self.shared.done:
+                self._saver.save(self.shared, self._own)
+            self._exchange.sum(np.zeros(1, np.float64))

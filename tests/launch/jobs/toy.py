@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from leptonai.training.data.dataset import Arrays, Data
-from leptonai.training.job import Checkpoints, Evaluate, TrainJob
+from leptonai.training.elastic import Elastic  # noqa: F401
+from leptonai.training.job import Checkpoints, Evaluate, Speed, TrainJob  # noqa: F401
 from leptonai.training.optimizers import SGD, AdamW
 from leptonai.training.schedules import OneCycle
 

@@ -273,8 +273,8 @@ class Coordinator:
         self._course.pass_gate()
         return self._end("stopped") if stop else self._course.go([])
 
-    def switch(self, mode: Consistency) -> Decisions:
-        """Change the consistency setting once what is under way is settled.
+    def check_switch(self, mode: Consistency) -> None:
+        """Whether :meth:`switch` would be followed; changes nothing.
 
         Raises:
             InputError: the optimiser would have to change sides, or ``backup`` would spare every worker.
@@ -286,6 +286,14 @@ class Coordinator:
                 hint="bsp, ssp, asp and backup may follow each other; a local mode may only change its numbers",
             )
         _check_spare(mode, len(self._dealer.workers) or None)
+
+    def switch(self, mode: Consistency) -> Decisions:
+        """Change the consistency setting once what is under way is settled.
+
+        Raises:
+            InputError: the optimiser would have to change sides, or ``backup`` would spare every worker.
+        """
+        self.check_switch(mode)
         self._course.switch = mode
         return self._course.go([])
 

@@ -27,6 +27,8 @@ MAX_JOB_BYTES = 64
 REPLICA_SLOT = 0xFFFF  # says hello as a primary to its backup, not as a worker
 
 REGION_PARAMETERS = 0  # region 1 + i: state i of the optimiser
+REGION_READS = 251  # between primary and backup only: what the worker of the slot had read
+REGION_SLOTS = 252  # between primary and backup only: all slots' words
 REGION_CHUNKS = 253  # 64-bit sequence numbers, one a chunk
 REGION_VERSION = 255  # one 64-bit word: updates applied
 
@@ -34,6 +36,8 @@ GROUPED = 1
 """Flag of an offer: hold it until the launcher names its group."""
 PENDING = 1
 """Flag of an answer: there is none yet."""
+WITH_READS = 1
+"""Flag of an update: what the worker had read follows its gradient."""
 FAILED = 1
 """Flag of a response: the body says what went wrong."""
 
@@ -69,11 +73,10 @@ class Op(enum.IntEnum):
     PONG = 19
     BYE = 20
     UPDATE = 21
-    SEEDED = 22
-    ACK = 23
+    ACK = 22
 
 
-_BULK = {Op.DATA, Op.REGION, Op.PARAMETERS, Op.REQUEST, Op.RESPONSE, Op.UPDATE}
+_BULK = {Op.DATA, Op.REGION, Op.PARAMETERS, Op.REQUEST, Op.RESPONSE}
 _MAX_LENGTH = {
     Op.DATA: FRAME_BYTES,
     Op.REGION: FRAME_BYTES,

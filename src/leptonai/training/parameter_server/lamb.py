@@ -52,7 +52,8 @@ class LambRule:
         self._memory, self._optimizer = memory, optimizer
         self._ranges = tuple(ranges)
         self._starts = [start for start, _ in ranges]
-        self._scratch = np.empty((4, _BLOCK_ELEMENTS), np.float32)
+        self._block = min(_BLOCK_ELEMENTS, memory.shape.chunk_elements)
+        self._scratch = np.empty((4, self._block), np.float32)
 
     def update(
         self, chunk: int, start: int, stop: int, source: Source, *,
@@ -81,8 +82,8 @@ class LambRule:
     def _scale(self, start: int, stop: int, source: Source, step: int) -> float:
         """Norm of the weights over norm of the direction, 1 where one of them is 0; changes nothing."""
         weights = directions = 0.0
-        for low in range(start, stop, _BLOCK_ELEMENTS):
-            high = min(low + _BLOCK_ELEMENTS, stop)
+        for low in range(start, stop, self._block):
+            high = min(low + self._block, stop)
             states = self._scratch[2:, : high - low]
             states[:] = self._memory.states[:, low:high]
             direction = self._direction(low, high, states, source(low, high), step)
@@ -91,8 +92,8 @@ class LambRule:
         return math.sqrt(weights / directions) if weights > 0.0 and directions > 0.0 else 1.0
 
     def _move(self, start: int, stop: int, source: Source, step: int, rate: float) -> None:
-        for low in range(start, stop, _BLOCK_ELEMENTS):
-            high = min(low + _BLOCK_ELEMENTS, stop)
+        for low in range(start, stop, self._block):
+            high = min(low + self._block, stop)
             parameters, states = self._memory.parameters[low:high], self._memory.states[:, low:high]
             direction = self._direction(low, high, states, source(low, high), step)
             np.multiply(direction, np.float32(rate), out=direction)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leptonai.core.errors import Fault
 from leptonai.training.data.dataset import Data
@@ -52,6 +54,7 @@ class ServedLoop:
         note: says where this worker is, for the supervisor.
         save: writes a checkpoint of (step, extra).
         record: whether to report what each push read.
+        hogwild: step in the shared weights oneself; the client's parameters are views of them.
         before_deal: called with the worker's clock before each deal (faults are injected there).
     """
 
@@ -71,13 +74,14 @@ class ServedLoop:
         rebind: Callable[[str], None],
         tables: Tables | None = None,
         record: bool = False,
+        hogwild: bool = False,
         before_deal: Callable[[int], None] = lambda clock: None,
     ) -> None:
         self._job, self._data, self._learner, self._client = job, data, learner, client
         self._launcher, self._rank, self._rate = launcher, rank, base_learning_rate
         self._num_workers = num_workers
         self._note, self._save, self._rebind, self._tables = note, save, rebind, tables
-        self._record, self._before_deal = record, before_deal
+        self._record, self._hogwild, self._before_deal = record, hogwild, before_deal
         self._order = Order(
             seed=job.seed,
             num_examples=len(data.train),
@@ -130,6 +134,8 @@ class ServedLoop:
         report = {"deal": deal.deal, "loss": pushed.loss, "examples": pushed.examples, "lr": pushed.lr}
         if not pushed.finite:
             self._launcher.send({"served": {"kind": "refused", **report}})
+        elif self._hogwild:
+            self._launcher.send({"served": {"kind": "applied", **report, "staleness": 0}})
         elif deal.grouped:
             self._launcher.send({"served": {"kind": "offered", **report, **self._traffic(), **self._read()}})
         else:
@@ -141,14 +147,27 @@ class ServedLoop:
         self._learner.refresh()
         batch = self._batch(piece)
         size = len(self._order.batch(piece.step).indices)
-        loss = self._learner.gradient(batch, num_examples=size, seed=self._seed(piece))
+        try:
+            loss = self._learner.gradient(batch, num_examples=size, seed=self._seed(piece))
+        except Fault:  # the loss is not finite: refused here, computed once more elsewhere
+            return Pushed(loss=0.0, examples=piece.num_examples, finite=False)
         factor = self._job.schedule(piece.step, self._total)
+        if self._job.clip_norm is not None:
+            clip(self._client.gradients(), self._job.clip_norm)
         finite = self._client.finite()
-        if finite:
+        if finite and self._hogwild:
+            self._step_in_place(self._rate * factor)
+        elif finite:
             if self._tables is not None:
                 self._tables.push(lr_factor=factor, sequence=deal.deal, grouped=deal.grouped)
             self._client.push(deal.deal, lr=self._rate * factor, grouped=deal.grouped, clock=deal.clock)
         return Pushed(loss=loss, examples=piece.num_examples, lr=self._rate * factor, finite=finite)
+
+    def _step_in_place(self, lr: float) -> None:
+        """Hogwild: change the shared weights oneself, without a lock."""
+        for parameters, gradients in zip(self._client.parameters(), self._client.gradients(), strict=True):
+            gradients *= np.float32(-lr)
+            parameters += gradients
 
     def _await_applied(self, deal: Compute, report: dict[str, Any]) -> None:
         answers = self._client.answers(deal.deal)
@@ -208,6 +227,17 @@ class ServedLoop:
         size = self._job.evaluate.batch_size
         for begin in range(share.start, share.stop, size):
             yield self._data.evaluation_batch(np.arange(begin, min(begin + size, share.stop), dtype=np.int64))
+
+
+def clip(gradients: Sequence[NDArray[np.float32]], norm: float) -> None:
+    """Scale one worker's gradient down so that its L2 norm over all tensors is at most ``norm``, in place.
+
+    Each worker clips its own before pushing, unlike all-reduce training, which clips the sum of all.
+    """
+    total = math.sqrt(sum(float(np.dot(array, array)) for array in gradients))
+    if total > norm:
+        for array in gradients:
+            array *= np.float32(norm / total)
 
 
 def piece_seed(seed: int, piece: Piece) -> int:

@@ -329,7 +329,7 @@ class Shard:
         try:
             payload = memoryview(self._gradients[slot]).cast("B")[:length]
             self._decode(log.word(slot, Slot.CODEC), payload, out)
-        except LeptonError:
+        except (LeptonError, ValueError):  # ValueError: NumPy's, for a payload of the wrong size
             return None
         return out
 

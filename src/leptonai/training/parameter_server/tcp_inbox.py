@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 from leptonai.training.parameter_server import frames
 from leptonai.training.parameter_server.frames import FRAME_BYTES, Frame, Malformed, push_extent, push_place
-from leptonai.training.parameter_server.memory import GROUPED as HELD
-from leptonai.training.parameter_server.memory import PUSH, ShardMemory, Slot
+from leptonai.training.parameter_server.memory import GROUPED, PUSH, ShardMemory, Slot
 from leptonai.training.parameter_server.tcp_handshake import NotAdmitted
-from leptonai.training.parameter_server.tcp_stream import Broken, Stream
+from leptonai.training.parameter_server.tcp_stream import Broken, Stream, as_bytes
 
 BUSY = "busy"
 _LOOK_SECONDS = 0.005
 
 _Key = tuple[int, int, int, int, int]
+_Words = tuple[float, float, int, int]
 
 
 class Inbox:
@@ -40,11 +40,14 @@ class Inbox:
         self._words = memory.slots[slot]
         self._memory, self._slot, self._ring = memory, slot, ring
         self._patience_seconds = patience_seconds
-        self._bytes = memoryview(memory.payload(slot))
+        self._bytes = as_bytes(memory.payload(slot))
         self._changed = threading.Condition()
         self._session: int | None = None
         self._streams: set[Stream] = set()
-        self._forget()
+        self._key: _Key | None = None
+        self._request: tuple[Frame, _Words] | None = None
+        self._arriving: set[int] = set()
+        self._arrived: set[int] = set()
 
     @property
     def offered(self) -> int:
@@ -157,7 +160,7 @@ class Inbox:
             return
         words, memory = self._words, self._memory
         words[Slot.OP] = PUSH
-        words[Slot.FLAGS] = HELD if frame.flags & frames.GROUPED else 0
+        words[Slot.FLAGS] = GROUPED if frame.flags & frames.GROUPED else 0
         words[Slot.START], words[Slot.STOP] = frame.start, frame.stop
         words[Slot.PAYLOAD_BYTES] = frame.total if frame.codec >= 0 else 0
         words[Slot.CODEC] = max(frame.codec, 0)
@@ -169,7 +172,5 @@ class Inbox:
         self._ring()
 
     def _forget(self) -> None:
-        self._key: _Key | None = None
-        self._request: tuple[Frame, tuple[float, float, int, int]] | None = None
-        self._arriving: set[int] = set()
-        self._arrived: set[int] = set()
+        self._key = self._request = None
+        self._arriving, self._arrived = set(), set()

@@ -20,7 +20,6 @@ from leptonai.training.parameter_server.frames import (
     Frame,
     Malformed,
     Op,
-    Welcome,
     encode,
 )
 from leptonai.training.parameter_server.link import Answer, Offer
@@ -28,12 +27,13 @@ from leptonai.training.parameter_server.tcp_handshake import check_secrets
 from leptonai.training.parameter_server.tcp_pull import pull_range
 from leptonai.training.parameter_server.tcp_regions import receive_region, send_region
 from leptonai.training.parameter_server.tcp_session import BROKEN, Session
-from leptonai.training.parameter_server.tcp_stream import Part, Stream
+from leptonai.training.parameter_server.tcp_stream import Part, Stream, as_bytes
 from leptonai.training.parameter_server.tls import check_mutual
 
 # How long the server may keep silent about a push before it says that there is no answer yet: a worker then
 # tells a slow group from a server that is gone.
 _WAIT_SECONDS = 0.5
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.001, 0.25
 _Result = TypeVar("_Result")
 
 
@@ -84,7 +84,7 @@ class TcpLink:
             silence_seconds=silence_seconds,
         )  # fmt: skip
         try:
-            self._welcome = self._connect(time.monotonic() + connect_seconds)
+            self._connect(time.monotonic() + connect_seconds)
         except BaseException:
             self._session.close()
             raise
@@ -133,7 +133,7 @@ class TcpLink:
         Raises:
             Fault: no response in time, or the service said no.
         """
-        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        views = [as_bytes(part) for part in parts if len(part)]
         head = encode(
             Frame(op=Op.REQUEST, slot=self._slot, service=service, length=sum(len(view) for view in views))
         )
@@ -162,13 +162,15 @@ class TcpLink:
         Args:
             region: REGION_PARAMETERS, 1 + i for state i of the optimiser, REGION_CHUNKS or REGION_VERSION.
         """
-        kind = np.uint64 if region in (REGION_CHUNKS, REGION_VERSION) else np.float32
-        values = np.empty(stop - start, kind)
+        words = region in (REGION_CHUNKS, REGION_VERSION)
+        values: NDArray[np.float32] | NDArray[np.uint64] = (
+            np.empty(stop - start, np.uint64) if words else np.empty(stop - start, np.float32)
+        )
         asked = Frame(op=Op.FETCH, slot=self._slot, service=region, start=start, stop=stop)
 
         def ask(deadline: float) -> None:
             self._session.streams[0].send(encode(asked))
-            receive_region(self._session.streams[0], asked, memoryview(values).cast("B"))
+            receive_region(self._session.streams[0], asked, as_bytes(values))
 
         self._persist(deadline_seconds, f"region {region}", ask)
         return values
@@ -182,7 +184,7 @@ class TcpLink:
         def ask(deadline: float) -> None:
             stream = self._session.streams[0]
             stream.send(encode(asked))
-            send_region(stream, region, self._slot, start, memoryview(values).cast("B"), values.itemsize)
+            send_region(stream, region, self._slot, start, as_bytes(values), values.itemsize)
             _expect(stream, Op.STORED)
 
         self._persist(deadline_seconds, f"storing region {region}", ask)
@@ -196,6 +198,10 @@ class TcpLink:
 
         self._persist(deadline_seconds, "a ping", ask)
 
+    def set_addresses(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Where the shard's server and its stand-ins are from now on; from any thread, also during a call."""
+        self._session.set_addresses(addresses)
+
     def close(self) -> None:
         """Give the link up. An unanswered push may or may not be applied."""
         self._session.close()
@@ -204,6 +210,7 @@ class TcpLink:
     def _persist(self, deadline_seconds: float, what: str, action: Callable[[float], _Result]) -> _Result:
         """Do it, on new connections if need be, until the deadline."""
         deadline = time.monotonic() + deadline_seconds
+        pause = _PAUSE_SECONDS
         while True:
             try:
                 if not self._session.is_open:
@@ -215,20 +222,23 @@ class TcpLink:
                 self._session.drop()
                 if time.monotonic() >= deadline:
                     raise Fault(f"{what} did not come within {deadline_seconds} s: {error}") from error
+                # A server that lets this worker in and then ends the connection is not to be stormed.
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             finally:
                 self._count()
 
-    def _connect(self, deadline: float) -> Welcome:
+    def _connect(self, deadline: float) -> None:
         welcome = self._session.open(deadline)
         if welcome.num_elements != self.num_elements:
             self._session.drop()
             raise Refused(
                 f"the shard has {welcome.num_elements} elements, this worker expects {self.num_elements}"
             )
+        self._chunk_elements = welcome.chunk_elements
         offer = self._unanswered
         if offer is not None and offer.sequence > welcome.offered:
             self._send_push(offer)
-        return welcome
 
     def _check(self, offer: Offer) -> None:
         if not 0 <= offer.start < offer.stop <= self.num_elements or offer.sequence < 1:
@@ -240,7 +250,7 @@ class TcpLink:
 
     def _payload(self, offer: Offer) -> memoryview:
         if offer.codec < 0:
-            return memoryview(self.gradients[offer.start : offer.stop]).cast("B")
+            return as_bytes(self.gradients[offer.start : offer.stop])
         return memoryview(b"") if offer.payload is None else offer.payload.cast("B")
 
     def _send_push(self, offer: Offer) -> None:
@@ -297,7 +307,7 @@ class TcpLink:
         return Answer(verdict=verdict, version=version, staleness=staleness)
 
     def _pull(self, deadline: float) -> NDArray[np.uint64]:
-        size = self._welcome.chunk_elements
+        size = self._chunk_elements
         num_chunks = -(-self.num_elements // size)
         versions = np.zeros(num_chunks, np.uint64)
         count = min(len(self._session.streams), num_chunks)

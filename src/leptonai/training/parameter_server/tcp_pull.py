@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonai.training.parameter_server.frames import Frame, Malformed, Op, encode
-from leptonai.training.parameter_server.tcp_stream import Stream
+from leptonai.training.parameter_server.tcp_stream import Stream, as_bytes
 
 
 def pull_range(
@@ -39,8 +39,8 @@ def pull_range(
         first, last = start // chunk_elements, -(-frame.stop // chunk_elements)
         if frame.length != (last - first) * 8 + (frame.stop - start) * 4:
             raise Malformed("parameters of another length than they must have")
-        stream.receive_into(memoryview(versions[first:last]).cast("B"))
-        stream.receive_into(memoryview(parameters[start : frame.stop]).cast("B"))
+        stream.receive_into(as_bytes(versions[first:last]))
+        stream.receive_into(as_bytes(parameters[start : frame.stop]))
         first_version = frame.offset if first_version is None else first_version
         start = frame.stop
     assert first_version is not None

@@ -18,7 +18,7 @@ from leptonai.training.parameter_server.frames import (
     encode,
 )
 from leptonai.training.parameter_server.memory import Header, ShardMemory
-from leptonai.training.parameter_server.tcp_stream import Broken, Stream
+from leptonai.training.parameter_server.tcp_stream import Broken, Stream, as_bytes
 
 _LOOK_SECONDS = 20e-6
 
@@ -32,7 +32,8 @@ def region_array(memory: ShardMemory, region: int) -> NDArray[np.generic]:
     if region == REGION_VERSION:
         return memory.header[Header.VERSION : Header.VERSION + 1]
     if 1 <= region <= memory.shape.num_states:
-        return memory.states[region - 1]
+        state: NDArray[np.float32] = memory.states[region - 1]
+        return state
     raise Malformed(f"the shard has no region {region}")
 
 
@@ -41,7 +42,7 @@ def region_bytes(memory: ShardMemory, frame: Frame) -> memoryview:
     array = region_array(memory, frame.service)
     if not 0 <= frame.start < frame.stop <= len(array):
         raise Malformed(f"items {frame.start} to {frame.stop} of a region of {len(array)}")
-    return memoryview(array[frame.start : frame.stop]).cast("B")
+    return as_bytes(array[frame.start : frame.stop])
 
 
 def send_region(stream: Stream, region: int, slot: int, start: int, data: memoryview, itemsize: int) -> None:

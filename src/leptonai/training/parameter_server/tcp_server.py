@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from leptonai.core.errors import LeptonError
+from leptonai.core.errors import InputError, LeptonError
 from leptonai.training.parameter_server import frames
 from leptonai.training.parameter_server.bell import Bell
 from leptonai.training.parameter_server.frames import (
@@ -157,14 +157,14 @@ class TcpService:
         visit.send_answer(frame.sequence)
 
     def _request(self, visit: _Visit, frame: Frame) -> None:
-        if frame.length > self._max_request_bytes or frame.service not in self._services:
-            raise Malformed(f"a request of {frame.length} bytes to service {frame.service}")
+        if frame.length > self._max_request_bytes:
+            raise Malformed(f"a request of {frame.length} bytes is too long")
         payload = visit.scratch(frame.length)
         visit.stream.receive_into(payload)
         flags = 0
         try:
             parts = [
-                memoryview(part).cast("B") for part in self._services[frame.service](visit.slot, payload)
+                memoryview(part).cast("B") for part in self._service(frame)(visit.slot, payload)
             ]
         except LeptonError as error:
             flags, parts = frames.FAILED, [memoryview(error.message.encode()[:CONTROL_BYTES])]
@@ -174,6 +174,11 @@ class TcpService:
             length=length,
         )  # fmt: skip
         visit.stream.send(encode(head), *parts)
+
+    def _service(self, frame: Frame) -> Service:
+        if frame.service not in self._services:
+            raise InputError(f"the parameter server has no service {frame.service}")
+        return self._services[frame.service]
 
 
 class _Visit:

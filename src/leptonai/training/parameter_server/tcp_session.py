@@ -59,6 +59,10 @@ class Session:
         """Over all connections there ever were."""
         return self._received + sum(stream.bytes_received for stream in self.streams)
 
+    def set_addresses(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Where to look from the next connection on; from any thread."""
+        self._addresses = list(addresses)
+
     def open(self, deadline: float) -> Welcome:
         """Connect all streams, trying again until ``deadline`` (of the monotonic clock).
 
@@ -68,16 +72,17 @@ class Session:
         """
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            address = self._addresses[self._next % len(self._addresses)]
+            addresses = self._addresses
+            address = addresses[self._next % len(addresses)]
             try:
                 return self._open(address, deadline)
             except BROKEN as error:
                 self.drop()
                 self._next += 1
                 if time.monotonic() + pause >= deadline:
-                    places = ", ".join(f"{host}:{port}" for host, port in self._addresses)
+                    places = ", ".join(f"{host}:{port}" for host, port in addresses)
                     raise Fault(f"no parameter server answers at {places}: {error}") from error
-            if self._next % len(self._addresses) == 0:
+            if self._next % len(addresses) == 0:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

@@ -8,17 +8,16 @@ import socket
 import ssl
 import struct
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leptonai.core.errors import Fault
 from leptonai.training.parameter_server.frames import (
-    CONTROL_BYTES,
+    FRAME_BYTES,
     HEADER_BYTES,
     Frame,
-    Malformed,
     check_body,
     decode,
 )
@@ -33,6 +32,11 @@ _KEEPALIVE = (
     (socket.TCP_KEEPINTVL, 5),
     (socket.TCP_KEEPCNT, 3),
 )
+
+
+def as_bytes(part: Part) -> memoryview:
+    """The same memory as bytes; it must be contiguous."""
+    return memoryview(cast(Any, part)).cast("B")
 
 
 class Broken(Fault):
@@ -88,10 +92,9 @@ class Stream:
             Broken: the connection ended or stalled first.
         """
         got, size = 0, len(view)
-        flags = 0 if self._tls else socket.MSG_WAITALL
         while got < size:
             try:
-                count = self._socket.recv_into(view[got:] if got else view, 0, flags)
+                count = self._receive(view[got:] if got else view)
             except (TimeoutError, BlockingIOError):
                 if may_idle and not got:
                     return False
@@ -121,8 +124,7 @@ class Stream:
 
     def receive_body(self, frame: Frame) -> bytes:
         """The body of a control frame, checked. Raises Broken or Malformed."""
-        if frame.length > CONTROL_BYTES:
-            raise Malformed(f"a {frame.op.name} frame of {frame.length} bytes is too long")
+        assert frame.length <= FRAME_BYTES  # by decode
         body = bytearray(frame.length)
         self.receive_into(memoryview(body))
         check_body(frame, body)
@@ -138,7 +140,7 @@ class Stream:
 
     def send(self, *parts: Part) -> None:
         """Send the parts one after the other, without copying them together. Raises Broken."""
-        views = [memoryview(part).cast("B") for part in parts if len(part)]
+        views = [as_bytes(part) for part in parts if len(part)]
         try:
             if self._tls:
                 for view in views:
@@ -168,6 +170,12 @@ class Stream:
     def close(self) -> None:
         """Give the socket up; by the thread that uses it."""
         self._socket.close()
+
+    def _receive(self, view: memoryview) -> int:
+        if isinstance(self._socket, ssl.SSLSocket):
+            # At most one record of 16 KiB a call, so every layer in between counts.
+            return cast(int, self._socket.read(len(view), cast(Any, view)))
+        return self._socket.recv_into(view, 0, socket.MSG_WAITALL)
 
     def _scatter(self, views: Sequence[memoryview]) -> None:
         left = list(views)

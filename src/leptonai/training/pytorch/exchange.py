@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,21 @@ from numpy.typing import NDArray
 
 from leptonai.core.errors import Fault
 from leptonai.training.loopback import LOOPBACK_ENVIRONMENT
+
+# A group is formed by workers that are all ready; who dies in that moment must not hold the others up for long.
+JOIN_TIMEOUT = datetime.timedelta(seconds=20)
+# The supervisor notices a lost worker long before; this only bounds the wait without one.
+TIMEOUT = datetime.timedelta(minutes=30)
+# gloo and NCCL say in these words that another worker is gone.
+LOST_PEER_WORDS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "connectFullMesh",
+    "Broken pipe",
+    "Read error",
+    "Write error",
+    "ncclRemoteError",
+)
 
 
 class TorchExchange:
@@ -28,6 +45,7 @@ class TorchExchange:
         if missing:
             raise Fault(f"a worker would listen beyond loopback: {', '.join(missing)} is not set")
         self._rank, self._num_workers = rank, num_workers
+        before = _sockets()
         try:
             dist.init_process_group(
                 backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
@@ -36,11 +54,12 @@ class TorchExchange:
                 ),
                 rank=rank,
                 world_size=num_workers,
-                # The supervisor notices a lost worker long before; this only bounds the wait without one.
-                timeout=datetime.timedelta(minutes=30),
+                timeout=JOIN_TIMEOUT,
             )
+            dist.distributed_c10d._set_pg_timeout(TIMEOUT)
         except RuntimeError as error:
             raise Fault(f"worker {rank} could not join the others: {error}") from error
+        self._sockets = {fd: name for fd, name in _sockets().items() if before.get(fd) != name}
 
     @property
     def rank(self) -> int:
@@ -56,6 +75,38 @@ class TorchExchange:
     def broadcast(self, values: NDArray[Any]) -> None:
         dist.broadcast(torch.from_numpy(values), src=0)
 
+    def spread(self, values: NDArray[Any], *, source: int) -> None:
+        """Replace ``values`` on every worker by those of the worker ``source``, in place."""
+        dist.broadcast(torch.from_numpy(values), src=source)
+
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, so that those who still wait for this worker in it learn that it is gone."""
+        # Destroying the group leaves gloo's connections open, and who waits on one would wait on.
+        found = _sockets()
+        for fd, name in self._sockets.items():
+            if found.get(fd) == name:
+                _shut_down(fd)
         dist.destroy_process_group()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exchange broke only because another worker is gone."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_PEER_WORDS)
+
+
+def _sockets() -> dict[int, str]:
+    """This process's open sockets, each with the kernel's own number, as a descriptor may be used again."""
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            name = os.readlink(f"/proc/self/fd/{entry}")
+            if name.startswith("socket:"):
+                found[int(entry)] = name
+    return found
+
+
+def _shut_down(fd: int) -> None:
+    """End a connection under its owner's feet; a listening socket is left alone, as gloo aborts on it."""
+    with socket.socket(fileno=os.dup(fd)) as connection, contextlib.suppress(OSError):
+        connection.getpeername()
+        connection.shutdown(socket.SHUT_RDWR)

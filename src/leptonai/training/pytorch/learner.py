@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,14 @@ class TorchOptions:
     compile: bool = False
     device: str = "cpu"
     some_unused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """What a forward pass changes, as it was before the step."""
+
+    buffers: list[torch.Tensor]
+    metric_sums: dict[str, float]
 
 
 class _StepModule(nn.Module):
@@ -83,15 +92,35 @@ class TorchLearner:
         self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metrics if self._loss else (), 0.0)
         # Not Module.compile(): dynamo skips torch.nn's own frames there, and a Sequential stays uncompiled.
         trained = cast(nn.Module, torch.compile(self.model)) if options.compile else self.model
-        self._module: nn.Module = _StepModule(trained, job.step or self._default_step)
-        if exchange.num_workers > 1:
+        self._alone = _StepModule(trained, job.step or self._default_step)
+        self._module: nn.Module = self._alone
+        self._unfinished: _Before | None = None
+        self.join()
+
+    def join(self) -> None:
+        """Begin to work with the exchange's group; collective, and all end with worker 0's weights."""
+        self._module = self._alone
+        if self._exchange.num_workers > 1:
             self._module = DistributedDataParallel(
-                self._module,
+                self._alone,
                 device_ids=[self._device.index] if self._device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
                 # Looking for parameters without a gradient walks the graph every step, so only where there are.
-                find_unused_parameters=options.some_unused,
+                find_unused_parameters=self._options.some_unused,
             )
+
+    def leave(self) -> None:
+        """Let go of the group, and undo what the forward pass of an unfinished step changed."""
+        self._module = self._alone
+        for parameter in self._parameters:  # a view into DDP's buckets
+            parameter.grad = None
+        if self._unfinished is not None:
+            with torch.no_grad():
+                for buffer, value in zip(self.model.buffers(), self._unfinished.buffers, strict=True):
+                    buffer.copy_(value)
+            self.train_metric_sums.update(self._unfinished.metric_sums)
+            self._unfinished = None
+        gc.collect()  # DDP is held by cycles, and it holds the group's connections
 
     @property
     def base_learning_rate(self) -> float:
@@ -108,6 +137,9 @@ class TorchLearner:
     ) -> float:
         torch.manual_seed(seed)
         self._module.train()
+        if self._exchange.num_workers > 1:
+            buffers = [buffer.detach().clone() for buffer in self.model.buffers()]
+            self._unfinished = _Before(buffers=buffers, metric_sums=dict(self.train_metric_sums))
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * lr_factor
         self._optimizer.zero_grad(set_to_none=True)
@@ -123,6 +155,7 @@ class TorchLearner:
         if self._job.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._job.clip_norm, foreach=True)
         self._optimizer.step()
+        self._unfinished = None
         return total
 
     def _backward(self, batch: Batch, num_examples: int, *, announce: bool) -> float:

@@ -79,7 +79,21 @@ class KerasLearner:
         self._metric_names = list(job.evaluate.named(job.loss))
         known = job.step is None or isinstance(job.step, WeightedStep)
         self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metric_names if known else [], 0.0)
+        self._unfinished: tuple[list[NDArray[Any]], dict[str, float]] | None = None
+        self.join()
+
+    def join(self) -> None:
+        """Begin to work with the exchange's group; collective, and all end with worker 0's weights."""
         self._broadcast_start()
+
+    def leave(self) -> None:
+        """Undo what the forward pass of an unfinished step changed; the group's exchange is not used again."""
+        if self._unfinished is not None:
+            moving, sums = self._unfinished
+            for variable, value in zip(self._moving, moving, strict=True):
+                variable.assign(value)
+            self.train_metric_sums.update(sums)
+            self._unfinished = None
 
     @property
     def base_learning_rate(self) -> float:
@@ -96,6 +110,7 @@ class KerasLearner:
         rate = np.float32(self._base_rate * lr_factor)
         if self._exchange.num_workers == 1 and len(micro_batches) == 1:
             return self._count(self._run(self._fused, micro_batches[0], rate), len(micro_batches[0][0]))
+        self._unfinished = [variable.numpy() for variable in self._moving], dict(self.train_metric_sums)
         total, share, grads_P = 0.0, 0.0, None
         for batch in micro_batches:
             part = np.float32(len(batch[0]) / num_examples)
@@ -105,6 +120,7 @@ class KerasLearner:
             grads_P = weighted_P if grads_P is None else grads_P + weighted_P
         self._sum_over_workers(grads_P, share)
         self._apply(self._shared_PM, rate)
+        self._unfinished = None
         return total
 
     def _count(self, measured: Any, num_examples: int) -> float:

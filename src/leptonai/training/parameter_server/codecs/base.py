@@ -20,8 +20,8 @@ from leptonai.core.errors import Fault, InputError
 
 # Large enough that calling numpy costs nothing, small enough that the scratch arrays stay in the core's cache.
 CHUNK_ELEMENTS = 1 << 16
-MAX_MAGNITUDE = 3e38
-"""Largest magnitude that can be encoded; below float32's own limit, so that no rounding reaches infinity."""
+MAX_MAGNITUDE = 2.0**127
+"""Largest magnitude that can be encoded: half of float32's range, so that no rounding reaches infinity."""
 
 State = Mapping[str, NDArray[Any]]
 
@@ -183,7 +183,7 @@ def block_pieces(num_elements: int, block: int) -> Iterator[tuple[int, int, int]
 def check_magnitude(largest: float) -> None:
     """Raise Fault unless ``largest``, the largest magnitude there is, can be encoded (NaN cannot)."""
     if not largest <= MAX_MAGNITUDE:
-        raise Fault("cannot encode a NaN, an infinity or a magnitude beyond 3e38")
+        raise Fault("cannot encode a NaN, an infinity or a magnitude beyond 2^127")
 
 
 def check_values(values: NDArray[np.float32]) -> None:

@@ -20,10 +20,10 @@ from leptonai.training.parameter_server.codecs.base import (
 )
 
 # fp16 spans 2^-14 to 2^16 in full precision, gradients far more. Each stretch of this many numbers is
-# multiplied by the power of two that brings its largest just below 2^15: nothing overflows, and small
+# multiplied by the power of two that brings its largest just below fp16's own: nothing overflows, and small
 # gradients keep their eleven bits instead of vanishing.
 STRETCH_ELEMENTS = 4096
-_TOP_EXPONENT = 15
+_TOP_EXPONENT, _TOP = 16, 65504.0
 
 
 class Float16:
@@ -48,7 +48,9 @@ class Float16:
             scaled = np.abs(rows, out=scratch[: rows.size].reshape(rows.shape))
             largest = scaled.max(axis=1)
             check_magnitude(float(largest.max()))
-            shift = np.minimum(_TOP_EXPONENT - np.frexp(largest)[1], 126)
+            mantissa, exponent = np.frexp(largest)
+            above = mantissa > _TOP / 2.0**_TOP_EXPONENT  # would round to infinity
+            shift = np.minimum(_TOP_EXPONENT - exponent - above, 126)
             first = start // STRETCH_ELEMENTS
             exponents[first : first + len(shift)] = shift
             np.multiply(rows, _powers(shift)[:, None], out=scaled)

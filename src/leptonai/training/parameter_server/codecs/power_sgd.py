@@ -113,7 +113,8 @@ class PowerSgd:
         """Products of the factors, summed over the rank in order."""
         self._check_fit(out.size)
         if self._as_fp16(out.size):
-            return Float16().decode(payload, out)
+            Float16().decode(payload, out)
+            return
         body = open_payload(payload, self._header(out.size))
         num_left = sum(self._rank * matrix.rows for matrix in self._matrices)
         num_right = sum(self._rank * matrix.columns for matrix in self._matrices)

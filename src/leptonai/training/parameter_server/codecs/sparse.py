@@ -78,7 +78,8 @@ class TopK:
     def decode(self, payload: memoryview, out: NDArray[np.float32]) -> None:
         """Zeros, and the values kept."""
         if self._as_fp16(out.size):
-            return Float16().decode(payload, out)
+            Float16().decode(payload, out)
+            return
         body = open_payload(payload, Header(kind=Kind.TOP_K, count=out.size))
         num_kept, num_blocks = _num_kept(out.size, self._share), -(-out.size // _BLOCK)
         indices_at = 8 + 4 * num_blocks
@@ -173,7 +174,8 @@ class RandomK:
     def decode(self, payload: memoryview, out: NDArray[np.float32]) -> None:
         """Zeros, and the values kept."""
         if self._as_fp16(out.size):
-            return Float16().decode(payload, out)
+            Float16().decode(payload, out)
+            return
         body = open_payload(payload, self._header(out.size))
         if body.nbytes < 16:
             raise malformed(Kind.RANDOM_K, "it ends before its values")

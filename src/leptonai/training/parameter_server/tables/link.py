@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -17,9 +18,10 @@ from leptonai.training.parameter_server.tables.memory import FULL, GROUPED, Head
 from leptonai.training.parameter_server.tables.spec import Table, as_ids
 
 DEADLINE_SECONDS = 60.0
-# An update overwrites rows for under a millisecond; where updates follow each other without a gap, the server is
-# asked instead, which serves between two of them.
+# An update overwrites rows for under a millisecond, so it is waited for; where updates follow each other without a
+# gap for a read to fit in, the server is asked, which serves between two of them.
 _TRIES = 3
+_OVERWRITE_SECONDS = 0.002
 
 
 class ServerLink(Protocol):
@@ -59,21 +61,25 @@ class TableLink:
     def __init__(self, table: Table, servers: Sequence[ServerLink]) -> None:
         self.table, self._servers = table, list(servers)
 
-    def pull(self, ids: object, *, create: bool = True) -> NDArray[np.float32]:
-        """The rows ``ids`` (N,), as a new float32 array (N, width).
+    def pull(
+        self, ids: object, *, create: bool = True, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """The rows ``ids`` (N,), as float32 (N, width).
 
         No row mixes the halves of two updates; rows of one pull may be from before and after an update.
 
         Args:
             ids: whole numbers; cheapest when each is named once, in rising order.
             create: rows that do not exist come to be (training); False: they are shown as they would begin.
+            out: where to write them, contiguous; None: a new array.
 
         Raises:
             InputError: an id is out of type or range, or there are more than ``batch_rows`` for one server.
             Fault: a server did not answer in time, or has no room for a new row.
         """
         found = as_ids(self.table, ids)
-        out = np.empty((len(found), self.table.width), np.float32)
+        if out is None:
+            out = np.empty((len(found), self.table.width), np.float32)
         for link, places in self._parts(found):
             if places is None:
                 link.pull(found, out, create=create)
@@ -205,10 +211,12 @@ class LocalTableLink:
         """Read rows that all exist from where they lie, while no update overwrites any; whether it could be done."""
         memory, shape = self._memory, self._memory.shape
         slots = ids if shape.num_servers == 1 else ids // shape.num_servers
+        give_up = time.monotonic() + _OVERWRITE_SECONDS
         for _ in range(_TRIES):
-            before = self._header[Header.WRITES]
-            if before & 1:
-                continue
+            while (before := self._header[Header.WRITES]) & 1:
+                if time.monotonic() > give_up:
+                    return False
+                os.sched_yield()
             if not memory.touched[slots].all():
                 return False
             np.take(memory.rows, slots, axis=0, out=out, mode="clip")

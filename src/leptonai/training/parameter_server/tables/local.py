@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,11 +35,15 @@ class LocalTable:
         self.table = table
         self._memory = TableMemory.create(TableShape(table=table))
         self.storage = TableStorage(self._memory)
+        self._close = weakref.finalize(self, self._memory.close)
 
-    def pull(self, ids: object, *, create: bool = True) -> NDArray[np.float32]:
-        """The rows ``ids`` (N,), as a new array (N, width); see ``TableLink.pull``."""
+    def pull(
+        self, ids: object, *, create: bool = True, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """The rows ``ids`` (N,), float32 (N, width), as ``TableLink.pull`` does."""
         found = as_ids(self.table, ids)
-        out = np.empty((len(found), self.table.width), np.float32)
+        if out is None:
+            out = np.empty((len(found), self.table.width), np.float32)
         self.storage.pull(found, out, create=create)
         return out
 
@@ -60,9 +66,4 @@ class LocalTable:
 
     def close(self) -> None:
         """Give the memory back once nothing looks at it any more."""
-        self._memory.close()
-
-    def __del__(self) -> None:
-        memory = getattr(self, "_memory", None)
-        if memory is not None:
-            memory.close()
+        self._close()

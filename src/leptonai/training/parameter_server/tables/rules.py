@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from leptonai.training.parameter_server.tables.spec import RowAdagrad, RowAdam, RowSGD, Rule
 
 # Rows worked on at a time, so that the passes over them find them in the CPU's cache.
-_BLOCK_NUMBERS = 1 << 15
+_BLOCK_NUMBERS = 1 << 14
 
 
 def initial_state(rule: Rule, out: NDArray[np.float32]) -> None:

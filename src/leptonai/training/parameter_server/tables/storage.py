@@ -100,7 +100,8 @@ class TableStorage:
             TableFull: there is no room for a new row.
         """
         slots = self.ensure(ids) if create else self.find(ids)
-        np.take(self.memory.rows, slots, axis=0, out=out, mode="clip")
+        if len(ids):
+            np.take(self.memory.rows, slots, axis=0, out=out, mode="clip")
         if not create:
             missing = np.flatnonzero(slots < 0)
             if len(missing):
@@ -145,20 +146,34 @@ class TableStorage:
             TableFull: there is no room for a row; nothing was applied.
         """
         ids, gradients = _combined(pushes, self.table.width)
-        slots, memory, count = self.ensure(ids), self.memory, len(ids)
+        slots, most = self.ensure(ids), max(1, len(self.memory.log_slots))
+        # More than one part only without members: the log has room for a push of every worker.
+        for start in range(0, max(1, len(ids)), most):
+            part = slice(start, start + most)
+            self._write_log(slots[part], gradients[part], lr_factor, members)
+            self._carry_out()
+
+    def _write_log(
+        self,
+        slots: NDArray[np.int64],
+        gradients: NDArray[np.float32],
+        lr_factor: float,
+        members: Sequence[tuple[int, int]],
+    ) -> None:
+        memory, header, count = self.memory, self._header, len(slots)
         rows, states = memory.log_rows[:count], memory.log_states[:count]
-        np.take(memory.rows, slots, axis=0, out=rows, mode="clip")
+        if count:
+            np.take(memory.rows, slots, axis=0, out=rows, mode="clip")
         if states.size:
             np.take(memory.states, slots, axis=0, out=states, mode="clip")
         update_rows(self.table.rule, rows, states, gradients, lr_factor=lr_factor)
         memory.log_slots[:count] = slots
-        header = self._header
-        for place, pair in enumerate(members):
-            header[Header.MEMBERS + 2 * place], header[Header.MEMBERS + 2 * place + 1] = pair
+        for place, (slot, sequence) in enumerate(members):
+            header[Header.MEMBERS + 2 * place] = slot
+            header[Header.MEMBERS + 2 * place + 1] = sequence
         header[Header.LOG_ROWS], header[Header.LOG_MEMBERS] = count, len(members)
         header[Header.LOG_VERSION] = self.version + 1
         header[Header.LOG_READY] = 1
-        self._carry_out()
 
     def blocks(self, max_rows: int) -> Iterator[Block]:
         """All rows that exist, at most ``max_rows`` at a time, in the order of their slots."""
@@ -307,28 +322,34 @@ def answer(memory: TableMemory, slot: int, sequence: int, verdict: int, version:
     words[Slot.ANSWERED] = sequence
 
 
-def is_ordered(ids: NDArray[np.int64]) -> bool:
-    """Whether ids rise, and so none is named twice."""
-    return bool((ids[1:] > ids[:-1]).all())
-
-
 def _combined(pushes: Sequence[Push], width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The rows of all pushes, each once and in order of id, and their summed gradients."""
-    if len(pushes) == 1 and is_ordered(pushes[0].ids):
-        push = pushes[0]
-        return push.ids, push.gradients if push.weight == 1.0 else push.gradients * np.float32(push.weight)
+    """The rows of all pushes, each once, and their summed gradients."""
+    if len(pushes) == 1:
+        return _without_repeats(pushes[0])
     empty = np.zeros(0, np.int64)
     ids, places = np.unique(np.concatenate([empty, *(push.ids for push in pushes)]), return_inverse=True)
     summed, start = np.zeros((len(ids), width), np.float32), 0
     for push in pushes:
         at = places[start : start + len(push.ids)]
         start += len(push.ids)
-        scaled = push.gradients if push.weight == 1.0 else push.gradients * np.float32(push.weight)
-        if is_ordered(push.ids):
-            summed[at] += scaled
-        else:
-            np.add.at(summed, at, scaled)
+        np.add.at(summed, at, push.gradients if push.weight == 1.0 else push.gradients * np.float32(push.weight))
     return ids, summed
+
+
+def _without_repeats(push: Push) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Only rows named more than once cost more than a look."""
+    ids, gradients = push.ids, push.gradients
+    if push.weight != 1.0:
+        gradients = gradients * np.float32(push.weight)
+    ordered = np.sort(ids)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
+        return ids, gradients
+    among = np.isin(ids, repeated)
+    names, places = np.unique(ids[among], return_inverse=True)
+    summed = np.zeros((len(names), gradients.shape[1]), np.float32)
+    np.add.at(summed, places, gradients[among])
+    return np.concatenate([names, ids[~among]]), np.concatenate([summed, gradients[~among]])
 
 
 def _scatter(target: NDArray[np.float32], slots: NDArray[np.int64], values: NDArray[np.float32]) -> None:

@@ -1,0 +1,37 @@
+"""The toy with a parameter server."""
+
+import os
+
+import torch
+from leptonai.training.elastic import Elastic
+from leptonai.training.job import TrainJob
+from leptonai.training.parameter_server.settings import ParameterServer
+from toy import Net, toy
+
+
+def served(consistency: str = "bsp", **changes: object) -> TrainJob:
+    names = ("servers", "durability", "codec", "reads", "hogwild", "record", "delay_compensation", "staleness_scaled_lr")
+    settings = {name: changes.pop(name) for name in names if name in changes}
+    server = ParameterServer(consistency=consistency, **settings)  # type: ignore[arg-type]
+    return toy(**{"parameter_server": server, "elastic": Elastic(spare=0), **changes})  # type: ignore[arg-type]
+
+
+class Poisoned(Net):
+    """A net whose loss is not a number in the first training call of whoever comes first, and never again."""
+
+    def __init__(self, marker: str) -> None:
+        super().__init__()
+        self.marker = marker
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = self.layers(x)
+        if self.training and len(x) > 2:  # not when the job is tried on two examples
+            try:
+                os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+                outputs = outputs * float("nan")
+            except FileExistsError:
+                pass
+        return outputs
+
+
+job = served()
