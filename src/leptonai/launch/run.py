@@ -317,6 +317,7 @@ class _Run:
             plan=plan,
             predicted_step_seconds=plan.estimate.total_seconds,
             measured_step_seconds=tally.seconds_timed / tally.steps_timed if tally.steps_timed else None,
+            pushes_lost=ended.get("pushes_lost"),
         )
 
     def _close_recorders(self, recorders: Recorders) -> None:

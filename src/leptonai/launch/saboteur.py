@@ -51,13 +51,13 @@ class Injected:
 class Saboteur:
     """What goes wrong in one process, which asks at known points; without a script each costs a comparison.
 
-    Not for several threads, but for :meth:`on_frame`, :meth:`link_cut` and :meth:`link_drop`, which one other
-    thread may call.
+    One thread calls :meth:`at_step`, :meth:`step_begins` and :meth:`before_save`; the rest any thread may.
 
     Args:
         fired: numbers of the faults that have fired in this run, also in processes before this one.
         report: told the number of a fault and the step before it takes effect. A kill follows at once, so the
-            telling must be out of the process when ``report`` returns (written to a socket, say).
+            telling must be out of the process when ``report`` returns (written to a socket, say). Link faults
+            are told by the thread that meets them.
         sleep: how a slow step is made.
     """
 
@@ -84,6 +84,11 @@ class Saboteur:
         self._step = 0
         self._step_began: float | None = None
         self._cut_until = float("-inf")
+
+    def step_begins(self) -> None:
+        """From now on a step takes time; where this is not called, from the last :meth:`at_step` on."""
+        if self._open:
+            self._step_began = self._clock.monotonic_seconds()
 
     def at_step(self, step: int) -> None:
         """``step`` steps are done (of a server: its version is ``step``); kills, slows down, cuts the link."""
@@ -115,8 +120,8 @@ class Saboteur:
         """The frame, or its corruption: its first byte, part of every header, has all bits turned."""
         if self._open:
             for number, _ in self._due(CorruptFrame):
-                self._fire(number)
-                return bytes([frame[0] ^ 0xFF]) + frame[1:] if frame else frame
+                if frame and self._fire(number):
+                    return bytes([frame[0] ^ 0xFF]) + frame[1:]
         return frame
 
     def link_cut(self) -> bool:
@@ -127,10 +132,7 @@ class Saboteur:
         """Whether to reset the connections now; True once a fault."""
         if not self._open:
             return False
-        due = self._due(DropLink)
-        for number, _ in due:
-            self._fire(number)
-        return bool(due)
+        return any(self._fire(number) for number, _ in self._due(DropLink))
 
     def wait_while_cut(self) -> None:
         """Return when the link is up; for a process that does its own sending."""
@@ -149,14 +151,17 @@ class Saboteur:
             self._sleep(pause)
 
     def _all(self, kind: type[Some]) -> list[tuple[int, Some]]:
-        return [(number, fault) for number, fault in self._open.items() if isinstance(fault, kind)]
+        return [(number, fault) for number, fault in list(self._open.items()) if isinstance(fault, kind)]
 
     def _due(self, kind: type[Some]) -> list[tuple[int, Some]]:
         return [(number, fault) for number, fault in self._all(kind) if fault.at <= self._step]
 
-    def _fire(self, number: int) -> None:
-        del self._open[number]
+    def _fire(self, number: int) -> bool:
+        """Whether this call, and not another thread's, is the one that fires it."""
+        if self._open.pop(number, None) is None:
+            return False
         self._tell(number)
+        return True
 
     def _tell(self, number: int) -> None:
         if number not in self._told:

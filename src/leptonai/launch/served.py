@@ -20,6 +20,7 @@ from leptonai.launch.gang import SignallingEngine
 from leptonai.launch.request import TrainRequest
 from leptonai.launch.rundir import read_json_object
 from leptonai.launch.scouting import num_slots
+from leptonai.launch.served_faults import ServedFaults
 from leptonai.launch.served_gang import ServedGang
 from leptonai.launch.served_memory import ServedMemory, create_memory
 from leptonai.launch.served_report import ServedReport
@@ -29,10 +30,11 @@ from leptonai.training.checkpoint import MANIFEST_NAME
 from leptonai.training.elastic import Elastic
 from leptonai.training.job import Evaluate, StopWhen
 from leptonai.training.optimizer_words import optimizer_from_json
+from leptonai.training.parameter_server.codecs.shapes import shard_shapes
 from leptonai.training.parameter_server.consistency import parse_consistency
 from leptonai.training.parameter_server.coordinator import Coordinator
 from leptonai.training.parameter_server.flat import TensorSpec
-from leptonai.training.parameter_server.layout import lay_out
+from leptonai.training.parameter_server.layout import ShardLayout, lay_out
 
 
 def served_gang(
@@ -75,11 +77,16 @@ def served_gang(
     )  # fmt: skip
     if scouted["resume"]:
         report.begin(scouted["resume"]["step"], extra)
-    parts = _Parts(request, run_dir, plan, scouted, scratch, arrays, memory, page, slots)
-    specs = [parts.server_spec(number, layout.ranges(number)) for number in range(plan.servers.num_servers)]
+    faults = ServedFaults(
+        request.faults, num_workers=plan.num_workers, num_servers=plan.servers.num_servers,
+        total_steps=scouted["total_steps"], clock=clock,
+    )  # fmt: skip
+    parts = _Parts(
+        request, run_dir, plan, scouted, scratch, arrays, memory, page, slots, tensors, layout, faults
+    )
 
     def servers(on_loss: Callable[[str], None]) -> Servers:
-        return Servers(engine, specs, memory, clock=clock, on_event=on_event, on_loss=on_loss)
+        return Servers(engine, parts.server_spec, memory, clock=clock, on_event=on_event, on_loss=on_loss)
 
     return ServedGang(
         engine,
@@ -88,7 +95,9 @@ def served_gang(
         _coordinator(scouted, served, plan.num_workers, extra or None),
         memory,
         report,
+        faults,
         num_workers=plan.num_workers,
+        save_every_seconds=served["save_every_seconds"],
         elastic=Elastic(**served["elastic"]) if served["elastic"] else None,
         clock=clock,
         on_event=on_event,
@@ -134,8 +143,11 @@ class _Parts:
     memory: ServedMemory
     page: ProgressPage
     slots: int
+    tensors: Sequence[TensorSpec]
+    layout: ShardLayout
+    faults: ServedFaults
 
-    def server_spec(self, number: int, ranges: Sequence[tuple[int, int]]) -> WorkerSpec:
+    def server_spec(self, number: int) -> WorkerSpec:
         """The spec of one server; it can be started again after its death."""
         served = self.scouted["served"]
         settings = served["settings"]
@@ -153,7 +165,11 @@ class _Parts:
                 },
                 "codec": served["codec"],
                 "seed": served["seed"],
-                "ranges": [list(pair) for pair in ranges],
+                "ranges": [list(pair) for pair in self.layout.ranges(number)],
+                "shapes": [
+                    [start, list(shape)] for start, shape in shard_shapes(self.layout, self.tensors, number)
+                ],
+                "faults": self.faults.assignment(),
             },
             fds=self.memory.server_fds(number),
             log=self.run_dir / "logs" / f"server-{number}.log",
@@ -186,6 +202,7 @@ class _Parts:
                 "codec": served["codec"],
                 "record": served["settings"]["record"],
                 "hogwild": served["settings"]["hogwild"],
+                "faults": self.faults.assignment(),
                 "base_learning_rate": served["base_learning_rate"],
                 "state_names": served["state_names"],
                 "run_dir": str(self.run_dir),

@@ -7,6 +7,7 @@ workers and servers, and what they report back to it.
 from __future__ import annotations
 
 import queue
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
@@ -25,7 +26,10 @@ from leptonai.core.events import (
     WorkerLost,
     event_from_json,
 )
+from leptonai.core.faults import Role
 from leptonai.launch.gang import Failure, SignallingEngine, interrupts, tail, to_error
+from leptonai.launch.served_books import PushBooks
+from leptonai.launch.served_faults import ServedFaults
 from leptonai.launch.served_memory import ServedMemory
 from leptonai.launch.served_report import ServedReport
 from leptonai.launch.served_servers import Servers, how_it_ended
@@ -34,7 +38,7 @@ from leptonai.training.elastic import Elastic
 from leptonai.training.parameter_server.consistency import parse_consistency
 from leptonai.training.parameter_server.coordinator import Coordinator
 from leptonai.training.parameter_server.local_link import finish_offers
-from leptonai.training.parameter_server.memory import Slot
+from leptonai.training.parameter_server.memory import Header, Slot
 from leptonai.training.parameter_server.work import (
     Apply,
     Compute,
@@ -67,20 +71,26 @@ class ServedGang:
         coordinator: Coordinator,
         memory: ServedMemory,
         report: ServedReport,
+        faults: ServedFaults,
         *,
         num_workers: int,
         elastic: Elastic | None,
+        save_every_seconds: float,
         clock: Clock,
         on_event: Callable[[Event], None],
     ) -> None:
         self._engine, self._workers, self._coordinator = engine, workers, coordinator
         self._servers = servers(self._count_loss)
         self._memory, self._report, self._num_workers = memory, report, num_workers
+        self._faults = faults
+        faults.use(self._signal)
+        self._books = PushBooks(memory)
         self._elastic, self._clock, self._on_event = elastic, clock, on_event
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._orphans: dict[int, Compute] = {}
+        self._save_every_seconds, self._saved_seconds = save_every_seconds, clock.monotonic_seconds()
         self._initialized = False
-        self._losses = 0
+        self._losses = -faults.expected_losses  # what was asked for is not counted
         self.interrupted = False
 
     # -- from outside -------------------------------------------------------------------------------
@@ -120,8 +130,10 @@ class ServedGang:
                 if pressed and not self.interrupted:
                     self.interrupted = True
                     self._follow(Halt())
+        self._faults.close()
         self._servers.stop()
         return {
+            "pushes_lost": self._books.lost(),
             "ending": self._coordinator.ending or "done",
             "step": self._coordinator.progress.step,
             "metrics": self._report.metrics,
@@ -140,16 +152,38 @@ class ServedGang:
             self._follow(order)
         for rank, deal in list(self._orphans.items()):
             self._settle(rank, deal)
-        self._workers.end_stopped()
+        for injected in self._faults.poll(self._progress()):
+            self._on_event(injected)
+        self._workers.end_stopped(lambda rank: self._faults.holds("worker", rank))
+        self._save_if_due()
         if self._coordinator.finished:
             self._workers.dismiss_spares()
         elif self._coordinator.progress.step > 0 and self._elastic is not None:
             self._workers.keep_spares(self._elastic.spare if self._elastic.replace else 0)
         self._report.steps(self._coordinator)
 
+    def _progress(self) -> dict[tuple[Role, int], int]:
+        clocks: dict[tuple[Role, int], int] = {("worker", r): c for r, c in self._coordinator.clocks.items()}
+        servers = enumerate(self._memory.shards)
+        return clocks | {("server", number): int(shard.header[Header.VERSION]) for number, shard in servers}
+
+    def _signal(self, role: Role, index: int, number: signal.Signals) -> None:
+        name = self._servers.name(index) if role == "server" else self._workers.at(index).spec.name
+        self._engine.signal(name, number)
+
+    def _save_if_due(self) -> None:
+        now = self._clock.monotonic_seconds()
+        if self._save_every_seconds > 0 and now - self._saved_seconds >= self._save_every_seconds:
+            self._saved_seconds = now
+            self._do(self._coordinator.order_save())
+
     def _hear(self, report: Report) -> None:
+        if isinstance(report, Message) and "fault" in report.values:
+            self._on_event(self._faults.heard(report.values["fault"]))
+            return
         if self._servers.owns(report.name):
             for group in self._servers.hear(report):
+                self._books.applied()
                 self._do(self._coordinator.group_applied(group))
             if isinstance(report, Message) and "serving" in report.values:
                 self._admit()
@@ -176,6 +210,7 @@ class ServedGang:
                 worker.ready = True
             case {"served": {"kind": "initialized"}}:
                 self._initialized = True
+                self._books.open()
                 self._admit()
             case {"served": {"kind": "joined"}}:
                 worker.ready = True
@@ -201,6 +236,7 @@ class ServedGang:
                 self._do(self._coordinator.offered(worker.rank, deal.deal, deal.deal, **sums))
             case "applied":
                 worker.deal = None
+                self._books.applied()
                 staleness = report["staleness"]
                 self._do(self._coordinator.applied(worker.rank, deal.deal, staleness=staleness, **sums))
             case "refused":
@@ -261,6 +297,7 @@ class ServedGang:
         del self._orphans[rank]
         staleness = max(int(slot[Slot.STALENESS]) for slot in slots)
         examples = sum(piece.num_examples for piece in deal.pieces)
+        self._books.applied()
         loss = self._report.mean_loss * examples  # its own word of the loss died with it
         self._do(
             self._coordinator.applied(rank, deal.deal, staleness=staleness, loss_sum=loss, examples=examples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,24 +29,25 @@ class Servers:
     """All servers of one run.
 
     Args:
-        specs: one a shard, in order; a server that dies is started again from the same spec, and finds its
-            shard where it left it.
+        make_spec: the spec of the server of a shard. One that dies is started again, and finds its shard where
+            it left it.
         on_loss: told in words of each death; may raise to end the run.
     """
 
     def __init__(
         self,
         engine: SignallingEngine,
-        specs: Sequence[WorkerSpec],
+        make_spec: Callable[[int], WorkerSpec],
         memory: ServedMemory,
         *,
         clock: Clock,
         on_event: Callable[[Event], None],
         on_loss: Callable[[str], None],
     ) -> None:
-        self._engine, self._specs, self._memory = engine, list(specs), memory
+        self._engine, self._make_spec, self._memory = engine, make_spec, memory
         self._clock, self._on_event, self._on_loss = clock, on_event, on_loss
-        self._numbers = {spec.name: number for number, spec in enumerate(specs)}
+        self._names = [make_spec(number).name for number in range(len(memory.shards))]
+        self._numbers = {name: number for number, name in enumerate(self._names)}
         self._serving: set[int] = set()
         self._lost_seconds: dict[int, float] = {}
         self._groups: dict[int, _Group] = {}
@@ -54,13 +55,17 @@ class Servers:
 
     def start(self) -> None:
         """Start all."""
-        for spec in self._specs:
-            self._engine.start(spec)
+        for number in range(len(self._names)):
+            self._engine.start(self._make_spec(number))
 
     @property
     def all_serve(self) -> bool:
         """Whether every server is ready."""
-        return len(self._serving) == len(self._specs)
+        return len(self._serving) == len(self._names)
+
+    def name(self, server: int) -> str:
+        """Of one server's process."""
+        return self._names[server]
 
     def owns(self, name: str) -> bool:
         """Whether a report by this name is a server's."""
@@ -86,7 +91,7 @@ class Servers:
             case Exited(code=code) if not self._stopping:
                 self._serving.discard(server)
                 self._lost_seconds[server] = self._clock.monotonic_seconds()
-                self._engine.start(self._specs[server])  # at once: workers wait for its answers
+                self._engine.start(self._make_spec(server))  # at once: workers wait for its answers
                 self._on_loss(f"parameter server {server} {how_it_ended(code)}")
             case _:
                 pass
@@ -100,7 +105,7 @@ class Servers:
             self._on_event(ServerRestarted(at_seconds=at, server=server, seconds=seconds, version=version))
         for group in self._groups.values():
             if server in group.waiting:  # the shard knows if it was done before
-                self._engine.send(self._specs[server].name, group.orders[server])
+                self._engine.send(self._names[server], group.orders[server])
 
     def apply(self, decision: Apply, lr: float) -> None:
         """Have every shard apply a group; :meth:`hear` tells when all have."""
@@ -110,9 +115,9 @@ class Servers:
             part = fragment_range(shard.shape.num_elements, decision.fragment, decision.fragments)
             values: Mapping[str, Any] = {"group": decision.group, "members": members, "lr": lr, "range": part}
             orders.append({"apply": values})
-        self._groups[decision.group] = _Group(orders, set(range(len(self._specs))))
+        self._groups[decision.group] = _Group(orders, set(range(len(self._names))))
         for server in self._serving:
-            self._engine.send(self._specs[server].name, orders[server])
+            self._engine.send(self._names[server], orders[server])
 
     def stop(self) -> None:
         """Stop all and wait until they are gone."""

@@ -13,11 +13,14 @@ from leptonai.core.clock import SystemClock
 from leptonai.core.errors import Fault
 from leptonai.core.events import CheckpointFailed, CheckpointSaved, event_to_json
 from leptonai.launch.frameworks import FRAMEWORKS, Place
+from leptonai.launch.saboteur import saboteur_from
 from leptonai.launch.served_memory import InheritedMemory, inherit_memory
 from leptonai.training.checkpoint import Checkpoint, CheckpointStore
 from leptonai.training.learner import LearnerState, RawTensor
 from leptonai.training.parameter_server.client import Client
+from leptonai.training.parameter_server.codecs.base import Codec
 from leptonai.training.parameter_server.codecs.parse import parse_codec
+from leptonai.training.parameter_server.codecs.shapes import shard_shapes
 from leptonai.training.parameter_server.consistency import Bsp, is_local, parse_consistency
 from leptonai.training.parameter_server.layout import ShardLayout, lay_out
 from leptonai.training.parameter_server.local_link import LocalLink
@@ -70,6 +73,7 @@ class _ServedWorker:
             self._line.send({"served": {"kind": "spare"}})
             rank = self._line.receive()["take"]["rank"]
         self.rank = rank
+        self._saboteur = saboteur_from(self._assignment["faults"], "worker", rank, report=self._report_fault)
         self._links = [
             LocalLink(
                 shard,
@@ -84,10 +88,17 @@ class _ServedWorker:
         self._begin()
         self._bind(self._assignment["mode"])
 
+    def _report_fault(self, number: int, step: int) -> None:
+        self._line.send({"fault": {"number": number, "step": step}})
+
     def _new_client(self) -> Client:
-        codec = self._assignment["codec"]
-        make = (lambda: parse_codec(codec, seed=self._job.seed + self.rank)) if codec else None
-        return Client(self._links, self._learner.tensors, self._layout, codec=make)
+        text, tensors = self._assignment["codec"], self._learner.tensors
+
+        def codec(shard: int) -> Codec:
+            shapes = shard_shapes(self._layout, tensors, shard)
+            return parse_codec(text, seed=self._job.seed + self.rank, shapes=shapes)
+
+        return Client(self._links, tensors, self._layout, codec=codec if text else None)
 
     def _bind(self, mode_text: str) -> None:
         """Let the model compute from the shards: from their memory itself where nobody changes it meanwhile."""
@@ -126,7 +137,7 @@ class _ServedWorker:
             job=job, data=self._data, learner=self._learner, client=self._client, launcher=self._line,
             rank=self.rank, num_workers=assignment["num_workers"], base_learning_rate=assignment["base_learning_rate"],
             note=self._note, save=self._save, rebind=self._bind, record=assignment["record"],
-            hogwild=assignment["hogwild"],
+            hogwild=assignment["hogwild"], before_deal=self._saboteur.at_step,
         )  # fmt: skip
 
     def _note(self, step: int, phase: Phase) -> None:
@@ -149,10 +160,11 @@ class _ServedWorker:
             extra=extra,
         )  # fmt: skip
         try:
+            self._saboteur.before_save(step)
             saved = self._store.save(checkpoint)
-        except Fault as error:
+        except (Fault, OSError) as error:
             event: CheckpointFailed | CheckpointSaved = CheckpointFailed(
-                at_seconds=self._clock.now_seconds(), step=step, reason=error.message
+                at_seconds=self._clock.now_seconds(), step=step, reason=str(getattr(error, "message", error))
             )
         else:
             event = CheckpointSaved(

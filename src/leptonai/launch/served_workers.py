@@ -144,11 +144,11 @@ class Workers:
         """Say something to who plays the rank."""
         self._engine.send(self._by_rank[rank].spec.name, values)
 
-    def end_stopped(self) -> None:
-        """Kill who has been stopped for too long."""
+    def end_stopped(self, held: Callable[[int], bool]) -> None:
+        """Kill who has been stopped for too long, but for ranks that are ``held`` so on purpose."""
         now = self._clock.monotonic_seconds()
         for worker in self._by_name.values():
-            if not worker.pid or not is_stopped(worker.pid):
+            if not worker.pid or held(worker.rank) or not is_stopped(worker.pid):
                 worker.stopped_seconds = None
             elif worker.stopped_seconds is None:
                 worker.stopped_seconds = now

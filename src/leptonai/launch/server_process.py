@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from leptonai.launch.saboteur import saboteur_from
 from leptonai.training.optimizer_words import optimizer_from_json
 from leptonai.training.parameter_server.bell import Bell
 from leptonai.training.parameter_server.codecs.parse import parse_codec
@@ -32,13 +33,16 @@ def run_server(assignment: Mapping[str, Any], line: Line, fds: Sequence[int]) ->
     shard.recover()
     number = assignment["server"]
     line.send({"serving": {"server": number, "version": int(memory.header[Header.VERSION])}})
-    saboteur = _saboteur(assignment)
+    saboteur = saboteur_from(
+        assignment["faults"], "server", number,
+        report=lambda fault, step: line.send({"fault": {"number": fault, "step": step}}),
+    )  # fmt: skip
 
     def obey(command: Mapping[str, Any]) -> bool:
         if "apply" not in command:
             return False
         values = command["apply"]
-        saboteur(int(memory.header[Header.VERSION]))
+        saboteur.at_step(int(memory.header[Header.VERSION]))
         members = [(slot, sequence, weight) for slot, sequence, weight in values["members"]]
         start, stop = values["range"]
         shard.apply_group(members, lr=values["lr"], start=start, stop=stop)
@@ -46,14 +50,15 @@ def run_server(assignment: Mapping[str, Any], line: Line, fds: Sequence[int]) ->
         line.send({"group_applied": {"server": number, "group": values["group"], "version": version}})
         return True
 
-    serve(memory, bell, [_Sabotaged(shard, memory, saboteur)], _Commands(line), obey)
+    serve(memory, bell, [_Sabotaged(shard, memory, saboteur.at_step)], _Commands(line), obey)
 
 
 def _shard(memory: ShardMemory, assignment: Mapping[str, Any], answered: Callable[[int], None]) -> Shard:
     rules = assignment["rules"]
     decode = None
     if assignment["codec"]:
-        codec = parse_codec(assignment["codec"], seed=assignment["seed"])
+        shapes = [(start, tuple(shape)) for start, shape in assignment["shapes"]]
+        codec = parse_codec(assignment["codec"], seed=assignment["seed"], shapes=shapes)
 
         def decode(number: int, payload: memoryview, out: Any) -> None:
             codec.decode(payload, out)
@@ -78,11 +83,6 @@ def _answered(memory: ShardMemory, bells: Sequence[Bell]) -> Callable[[int], Non
             bells[slot].ring()
 
     return ring
-
-
-def _saboteur(assignment: Mapping[str, Any]) -> Callable[[int], None]:
-    """Asked before each update with the shard's version; does nothing unless faults were asked for."""
-    return lambda version: None
 
 
 class _Sabotaged:

@@ -16,10 +16,11 @@ from leptonai.core.faults import (
     script_from_json,
     script_to_json,
 )
+from leptonai.launch.faulty_relay import FaultyRelay
 from leptonai.launch.saboteur import Director, Injected, Saboteur
 
 __all__ = [
-    "CorruptFrame", "CutLink", "Director", "DiskFull", "Draw", "DropLink", "Fault", "FaultScript",
+    "CorruptFrame", "CutLink", "Director", "DiskFull", "Draw", "DropLink", "Fault", "FaultScript", "FaultyRelay",
     "Injected", "Kill", "Saboteur", "Slow", "Stop", "fault_text", "faults_text", "parse_faults",
     "random_faults", "script_from_json", "script_to_json",
 ]  # fmt: skip

@@ -186,6 +186,10 @@ class Told:
         self.process.stdin.write(json.dumps(said) + "\n")
         self.process.stdin.flush()
 
+    def heard(self) -> list[str]:
+        """The lines not listened to so far."""
+        return [self._lines.get() for _ in range(self._lines.qsize())]
+
     def hear(self, name: str, *, seconds: float = 30.0) -> Any:
         """The value of that name in the next line that has it."""
         deadline = time.monotonic() + seconds

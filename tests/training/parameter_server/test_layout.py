@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from leptonai.core.errors import InputError
 from leptonai.training.parameter_server.flat import TensorSpec
-from leptonai.training.parameter_server.layout import ALIGNMENT, CUT_ABOVE, ShardLayout, fragment_range, lay_out
+from leptonai.training.parameter_server.layout import (
+    ALIGNMENT,
+    CUT_ABOVE,
+    ShardLayout,
+    fragment_range,
+    lay_out,
+)
 
 
 def specs(*sizes: int) -> list[TensorSpec]:
@@ -114,8 +120,6 @@ def test_fragments_cover_a_shard_in_order(blocks: int, fragments: int) -> None:
         (specs(3), 0, "servers >= 1"),
     ],
 )
-def test_what_cannot_be_laid_out_is_refused(
-    tensors: list[TensorSpec], num_shards: int, message: str
-) -> None:
+def test_what_cannot_be_laid_out_is_refused(tensors: list[TensorSpec], num_shards: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         lay_out(tensors, num_shards)

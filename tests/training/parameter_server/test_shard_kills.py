@@ -93,7 +93,7 @@ def new_memory(optimizer: Optimizer) -> ShardMemory:
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Servers]:
     memories = {case: new_memory(optimizer) for case, (optimizer, _) in CASES.items()}
-    script = Path(__file__).with_name("shard_process.py")
+    script = Path(__file__).with_name("forked_shards.py")
     with subprocess.Popen(
         [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         pass_fds=[memory.fd for memory in memories.values()],
@@ -165,5 +165,4 @@ def test_killed_servers_leave_the_bits_of_an_undisturbed_run(servers: Servers, c
     assert contents(memory) == undisturbed(case)
     assert header[Header.VERSION] == PUSHES
     assert header[Header.REFUSED] == 0
-    print('INT',case,interrupted)
     assert interrupted > 0

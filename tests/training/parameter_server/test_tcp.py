@@ -156,6 +156,42 @@ def test_a_new_service_over_the_same_memory_goes_on() -> None:
             link.close()
 
 
+@pytest.mark.parametrize("cut", ["never", "before it is ready", "before it is submitted"])
+def test_a_push_is_got_ready_and_then_submitted(cut: str) -> None:
+    with stand_in(BIG) as server, service(server) as found, link_to(found, server, num_streams=2) as link:
+
+        def cut_if(moment: str) -> None:
+            if cut == moment:
+                for stream in link._session.streams:
+                    stream.abort()
+
+        for sequence in (1, 2, 3):
+            link.gradients[:] = 1.0
+            link.prepare(whole(link, sequence))
+            cut_if("before it is ready")
+            link.prepared(sequence, deadline_seconds=5)
+            assert int(server.memory.slots[0, Slot.OFFERED]) == sequence - 1
+            assert (server.memory.gradients(0) == 1.0).all()
+            assert int(server.memory.slots[0, Slot.STOP]) == BIG.num_elements
+            cut_if("before it is submitted")
+            link.submit(sequence)
+            assert link.answer(sequence, deadline_seconds=5).version == sequence
+        assert server.applied == [(0, 1), (0, 2), (0, 3)]
+        assert (server.memory.parameters == -1.5).all()
+
+
+def test_what_is_ready_may_be_offered_for_a_dead_worker() -> None:
+    with stand_in() as server, service(server) as found:
+        with link_to(found, server) as link:
+            link.gradients[:] = 1.0
+            link.prepare(whole(link, 1))
+            link.prepared(1, deadline_seconds=5)
+        server.memory.slots[0, Slot.OFFERED] = 1
+        with link_to(found, server) as link:
+            assert link.answer(1, deadline_seconds=5).verdict == APPLIED
+        assert server.applied == [(0, 1)]
+
+
 def test_a_retry_of_an_answered_push_is_answered_and_not_applied() -> None:
     with stand_in() as server, service(server) as found:
         with link_to(found, server) as link:
@@ -286,10 +322,9 @@ def test_who_does_not_belong_is_refused_with_the_reason(changes: dict[str, objec
 
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with stand_in() as server, service(server) as found:
-        with socket.create_connection(found.address) as connection:
-            connection.sendall(b"LPSW\x09" + bytes(59))
-            assert b"another version" in connection.recv(200)
+    with stand_in() as server, service(server) as found, socket.create_connection(found.address) as connection:
+        connection.sendall(b"LPSW\x09" + bytes(59))
+        assert b"another version" in connection.recv(200)
 
 
 def test_a_silent_connection_is_ended_in_time() -> None:
@@ -319,8 +354,7 @@ def test_bad_input_is_named() -> None:
                 link.offer(whole(link, 1, stop=5000))
             with pytest.raises(InputError, match="encoded push"):
                 link.offer(whole(link, 1, codec=0))
-            with pytest.raises(InputError, match="cannot listen"):
-                with service(server, port=found.address[1]):
-                    pass
+            with pytest.raises(InputError, match="cannot listen"), service(server, port=found.address[1]):
+                pass
     with pytest.raises(Fault, match="no parameter server answers"):
         TcpLink([("127.0.0.1", 9)], job=JOB, token=TOKEN, slot=0, num_elements=16, connect_seconds=0.1)

@@ -158,6 +158,35 @@ def test_float32_parameters_are_the_memory_itself_and_others_are_copied_by_refre
     torch.testing.assert_close(stepped.bfloat16(), model.coarse.bias.detach(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("model", [net, Mixed])
+def test_memory_can_be_bound_anew_while_training(model: Any) -> None:
+    still, moving = (TorchFlatLearner(job(model=model), TorchOptions()) for _ in range(2))
+    first, other = Memory(still), Memory(moving)
+    for step in range(3):
+        still.local_step((X, Y), lr_factor=1.0, seed=step)
+        moving.local_step((X, Y), lr_factor=1.0, seed=step)
+        other.parameters = [values.copy() for values in other.parameters]
+        moving.bind(other.parameters, other.gradients)
+    for ours, theirs in zip(first.parameters, other.parameters, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    still.gradient((X, Y), num_examples=12, seed=0)
+    moving.gradient((X, Y), num_examples=12, seed=0)
+    for ours, theirs in zip(first.gradients, other.gradients, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_model_of_sparse_tables_alone_has_no_tensors_but_trains() -> None:
+    from leptonai.training.parameter_server.tables.spec import RowSGD, Table
+    from leptonai.training.pytorch.embedding import ShardedEmbedding
+
+    table = Table(name="t", width=3, num_rows=8, rule=RowSGD(lr=0.1))
+    learner = TorchFlatLearner(job(model=lambda: ShardedEmbedding(table, mode="mean")), TorchOptions())
+    Memory(learner)
+    assert learner.tensors == ()
+    ids = np.arange(24).reshape(12, 2) % 8
+    assert learner.gradient((ids, Y), num_examples=12, seed=0) > 0.0
+
+
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
 def test_local_steps_are_those_of_the_ordinary_learner(clip_norm: float | None) -> None:
     settings = job(clip_norm=clip_norm, model=convolutions, optimizer=Adam(lr=0.01))

@@ -85,11 +85,11 @@ def same_state(left: LearnerState, right: LearnerState) -> None:
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_it_passes_the_check_of_flat_learners(accumulate: int) -> None:
     settings = job(model=half_used, accumulate=accumulate)
-    check_flat_learner(lambda: KerasFlatLearner(settings, tuning=PLAIN), (X, Y))
+    check_flat_learner(lambda: KerasFlatLearner(settings, PLAIN), (X, Y))
 
 
 def test_the_gradient_is_that_of_tensorflow_and_zero_where_the_loss_does_not_reach() -> None:
-    learner = KerasFlatLearner(job(model=half_used), tuning=PLAIN)
+    learner = KerasFlatLearner(job(model=half_used), PLAIN)
     memory = Memory(learner)
     total = learner.gradient((X, Y), num_examples=24, seed=0)
     variables = learner.model.trainable_variables
@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_tensorflow_and_zero_where_the_loss_does_not_rea
 
 
 def test_parameters_are_copied_in_by_refresh_alone() -> None:
-    learner = KerasFlatLearner(job(), tuning=PLAIN)
+    learner = KerasFlatLearner(job(), PLAIN)
     memory = Memory(learner)
     kernel = learner.model.trainable_variables[0]
     memory.parameters[0][:] = 2.0
@@ -121,7 +121,7 @@ def test_parameters_are_copied_in_by_refresh_alone() -> None:
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
 def test_local_steps_are_those_of_the_ordinary_learner(clip_norm: float | None) -> None:
     settings = job(model=normalised, clip_norm=clip_norm)
-    flat = KerasFlatLearner(settings, tuning=PLAIN)
+    flat = KerasFlatLearner(settings, PLAIN)
     ordinary = KerasLearner(settings, Alone(), tuning=PLAIN)
     Memory(flat)
     for step in range(3):
@@ -137,7 +137,7 @@ def test_states_go_to_and_fro_between_flat_and_ordinary() -> None:
     ordinary = KerasLearner(settings, Alone(), tuning=PLAIN)
     ordinary.step([(X, Y)], num_examples=12, lr_factor=1.0, seed=0)
     saved = ordinary.state()
-    flat = KerasFlatLearner(settings, tuning=PLAIN)
+    flat = KerasFlatLearner(settings, PLAIN)
     memory = Memory(flat)
     model_only = {name: raw for name, raw in saved.tensors.items() if name.startswith("model/")}
     flat.restore(LearnerState(tensors=model_only, values={}))
@@ -157,7 +157,7 @@ def test_dropout_follows_the_seed_and_bfloat16_is_near() -> None:
         return keras.Sequential([keras.Input((5,)), keras.layers.Dense(3), keras.layers.Dropout(0.5)])
 
     def found(tuning: Tuning, seed: int, model: Any = dropping) -> Any:
-        learner = KerasFlatLearner(job(model=model), tuning=tuning)
+        learner = KerasFlatLearner(job(model=model), tuning)
         memory = Memory(learner)
         learner.gradient((X, Y), num_examples=12, seed=seed)
         return np.concatenate(memory.gradients)
@@ -169,7 +169,7 @@ def test_dropout_follows_the_seed_and_bfloat16_is_near() -> None:
 
 
 def test_an_infinite_loss_is_a_fault_and_nothing_moves() -> None:
-    learner = KerasFlatLearner(job(), tuning=PLAIN)
+    learner = KerasFlatLearner(job(), PLAIN)
     memory = Memory(learner)
     before = np.concatenate(memory.parameters)
     with pytest.raises(Fault, match="the loss is"):

@@ -27,7 +27,7 @@ class Client:
         links: one a shard, in order.
         tensors: the model's.
         layout: where they lie.
-        codec: makes an encoder; its error is fed back. None: pushes are raw float32.
+        codec: makes the encoder of a shard's pushes; its error is fed back. None: pushes are raw float32.
         deadline_seconds: how long a server may take to answer, its restart included.
     """
 
@@ -37,7 +37,7 @@ class Client:
         tensors: Sequence[TensorSpec],
         layout: ShardLayout,
         *,
-        codec: Callable[[], Codec] | None = None,
+        codec: Callable[[int], Codec] | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
         self._links, self._tensors, self._layout = list(links), list(tensors), layout
@@ -178,7 +178,7 @@ class Client:
             return None
         feedback = self._feedback.get(part)
         if feedback is None:
-            feedback = self._feedback[part] = ErrorFeedback(self._codec(), len(values))
+            feedback = self._feedback[part] = ErrorFeedback(self._codec(part[0]), len(values))
         self._encoded.append(feedback)
         return memoryview(feedback.encode(values))
 

@@ -34,8 +34,12 @@ REGION_VERSION = 255  # one 64-bit word: updates applied
 
 GROUPED = 1
 """Flag of an offer: hold it until the launcher names its group."""
+HELD = 2
+"""Flag of an offer: only get it ready; a SUBMIT frame offers it."""
 PENDING = 1
 """Flag of an answer: there is none yet."""
+READY = 1
+"""Flag of a wait: until the push is ready to be submitted, not until it is answered."""
 WITH_READS = 1
 """Flag of an update: what the worker had read follows its gradient."""
 FAILED = 1
@@ -74,6 +78,7 @@ class Op(enum.IntEnum):
     BYE = 20
     UPDATE = 21
     ACK = 22
+    SUBMIT = 23
 
 
 _BULK = {Op.DATA, Op.REGION, Op.PARAMETERS, Op.REQUEST, Op.RESPONSE}

@@ -68,9 +68,7 @@ class ShardLayout:
         assert len(parts) <= 1
         return _place(parts[0], shards) if parts else np.zeros(0, np.float32)
 
-    def gather(
-        self, tensor: int, shards: Sequence[NDArray[np.float32]], out: NDArray[np.float32]
-    ) -> None:
+    def gather(self, tensor: int, shards: Sequence[NDArray[np.float32]], out: NDArray[np.float32]) -> None:
         """Copy a tensor out of the shards into flat ``out``."""
         for part in self.parts(tensor):
             out[part.tensor_start : part.tensor_start + part.num_elements] = _place(part, shards)

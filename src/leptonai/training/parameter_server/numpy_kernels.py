@@ -25,9 +25,7 @@ class NumpyKernels:
         self._optimizer: SGD | Adam | AdamW | Adagrad = optimizer
         self._scratch = np.empty((2, _BLOCK_ELEMENTS), np.float32)
 
-    def update(
-        self, parameters: Floats, gradient: Floats, states: Floats, *, lr: float, step: int
-    ) -> None:
+    def update(self, parameters: Floats, gradient: Floats, states: Floats, *, lr: float, step: int) -> None:
         for start in range(0, len(parameters), _BLOCK_ELEMENTS):
             block = slice(start, start + _BLOCK_ELEMENTS)
             self._block(parameters[block], gradient[block], states[:, block], lr, step)

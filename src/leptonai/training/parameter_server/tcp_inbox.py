@@ -48,6 +48,7 @@ class Inbox:
         self._request: tuple[Frame, _Words] | None = None
         self._arriving: set[int] = set()
         self._arrived: set[int] = set()
+        self._held, self._ready = False, 0
 
     @property
     def offered(self) -> int:
@@ -119,7 +120,20 @@ class Inbox:
         with self._changed:
             if self._begin(frame):
                 self._request = (frame, words)
+                self._held = bool(frame.flags & frames.HELD)
                 self._offer_if_whole()
+
+    def submit(self, sequence: int) -> None:
+        """Offer the push that was only to be got ready, as soon as all of it is in."""
+        with self._changed:
+            if self._key is not None and self._key[0] == sequence:
+                self._held = False
+                self._offer_if_whole()
+
+    def wait_ready(self, sequence: int, seconds: float) -> bool:
+        """Whether the push is got ready, or offered, within that time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: max(self._ready, self.offered) >= sequence, seconds)
 
     def _take(self, frame: Frame) -> bool:
         """Whether the payload is to be written."""
@@ -155,10 +169,24 @@ class Inbox:
     def _offer_if_whole(self) -> None:
         if self._request is None or self._arriving or self._key is None:
             return
-        frame, (lr, weight, clock, read_version) = self._request
+        frame = self._request[0]
+        if frame.sequence <= self.offered:  # by the launcher, for a worker that died when all was ready
+            self._forget()
+            return
         if len(self._arrived) != -(-frame.total // FRAME_BYTES):
             return
+        if self._ready < frame.sequence:
+            self._write_request(*self._request)
+            self._ready = frame.sequence
+            self._changed.notify_all()
+        if not self._held:
+            self._words[Slot.OFFERED] = frame.sequence
+            self._forget()
+            self._ring()
+
+    def _write_request(self, frame: Frame, request: _Words) -> None:
         words, memory = self._words, self._memory
+        lr, weight, clock, read_version = request
         words[Slot.OP] = PUSH
         words[Slot.FLAGS] = GROUPED if frame.flags & frames.GROUPED else 0
         words[Slot.START], words[Slot.STOP] = frame.start, frame.stop
@@ -167,10 +195,8 @@ class Inbox:
         words[Slot.READ_VERSION], words[Slot.CLOCK] = read_version, clock
         memory.set_slot_float(self._slot, Slot.LR, lr)
         memory.set_slot_float(self._slot, Slot.WEIGHT, weight)
-        words[Slot.OFFERED] = frame.sequence
-        self._forget()
-        self._ring()
 
     def _forget(self) -> None:
         self._key = self._request = None
+        self._held, self._ready = False, 0
         self._arriving, self._arrived = set(), set()

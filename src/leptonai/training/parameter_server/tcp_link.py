@@ -78,6 +78,7 @@ class TcpLink:
         self.bytes_sent = self.bytes_received = self.read_version = 0
         self._max_response_bytes = max_response_bytes
         self._unanswered: Offer | None = None
+        self._held = False
         self._response = bytearray()
         self._session = Session(
             addresses, job=job, token=token, slot=slot, tls=tls, num_streams=num_streams,
@@ -99,11 +100,49 @@ class TcpLink:
         Raises:
             InputError: the range or the payload does not fit the shard.
         """
-        self._check(offer)
-        self._unanswered = offer
+        self._hand_over(offer, held=False)
+
+    def prepare(self, offer: Offer) -> None:
+        """Hand a push over without offering it yet: all of it goes but the word that it may be applied.
+
+        A push to several shards is prepared on all of them, then :meth:`prepared` is waited for on all, then it
+        is submitted on all: should this worker die in between, whoever finds it offered on one shard can offer
+        it on the others.
+
+        Raises:
+            InputError: the range or the payload does not fit the shard.
+        """
+        self._hand_over(offer, held=True)
+
+    def prepared(self, sequence: int, *, deadline_seconds: float) -> None:
+        """Wait until the shard has all of the push that was prepared. Raises Fault after the deadline."""
+
+        def ask(deadline: float) -> None:
+            while time.monotonic() < deadline:
+                if self._wait(sequence, deadline, frames.READY) is not None:
+                    return
+            raise Fault(f"push {sequence} did not arrive within {deadline_seconds} s")
+
+        self._persist(deadline_seconds, f"push {sequence}", ask)
+
+    def submit(self, sequence: int) -> None:
+        """Offer the push that was prepared; returns at once."""
+        self._held = False
         try:
             self._session.settle()
-            self._send_push(offer)
+            if self._session.is_open:
+                self._session.streams[0].send(encode(Frame(op=Op.SUBMIT, slot=self._slot, sequence=sequence)))
+        except BROKEN:
+            self._session.drop()
+        self._count()
+
+    def _hand_over(self, offer: Offer, *, held: bool) -> None:
+        self._check(offer)
+        self._unanswered, self._held = offer, held
+        try:
+            self._session.settle()
+            if self._session.is_open:
+                self._send_push(offer)
         except BROKEN:
             self._session.drop()
         self._count()
@@ -256,8 +295,9 @@ class TcpLink:
     def _send_push(self, offer: Offer) -> None:
         """Begin to send a push; small ones are on their way when this returns, others in threads."""
         payload = self._payload(offer)
+        flags = (frames.GROUPED if offer.grouped else 0) | (frames.HELD if self._held else 0)
         about = Frame(
-            op=Op.OFFER, flags=frames.GROUPED if offer.grouped else 0, slot=self._slot, codec=max(offer.codec, -1),
+            op=Op.OFFER, flags=flags, slot=self._slot, codec=max(offer.codec, -1),
             sequence=offer.sequence, start=offer.start, stop=offer.stop, total=len(payload),
         )  # fmt: skip
         opening = encode(about, frames.offer_body(offer.lr, offer.weight, offer.clock, offer.read_version))
@@ -289,22 +329,26 @@ class TcpLink:
 
     def _ask(self, sequence: int, deadline: float) -> Answer | None:
         """One question after the push; None: no answer yet."""
-        stream = self._session.streams[0]
-        patience = min(
-            _WAIT_SECONDS, self._session.silence_seconds / 2, max(0.0, deadline - time.monotonic())
+        body = self._wait(sequence, deadline, 0)
+        if body is None:
+            return None
+        verdict, version, staleness = frames.read_answer_body(body)
+        return Answer(verdict=verdict, version=version, staleness=staleness)
+
+    def _wait(self, sequence: int, deadline: float, flags: int) -> bytes | None:
+        """What the server says about a push before long; None: nothing yet."""
+        stream, silence = self._session.streams[0], self._session.silence_seconds
+        patience = min(_WAIT_SECONDS, silence / 2, max(0.0, deadline - time.monotonic()))
+        stream.set_stall(silence)
+        question = Frame(
+            op=Op.WAIT, flags=flags, slot=self._slot, sequence=sequence, total=int(patience * 1000) + 1
         )
-        stream.set_stall(self._session.silence_seconds)
-        stream.send(
-            encode(Frame(op=Op.WAIT, slot=self._slot, sequence=sequence, total=int(patience * 1000) + 1))
-        )
+        stream.send(encode(question))
         frame = _expect(stream, Op.ANSWER)
         body = stream.receive_body(frame)
         if frame.sequence != sequence:
             raise Malformed("the answer to another push")
-        if frame.flags & frames.PENDING:
-            return None
-        verdict, version, staleness = frames.read_answer_body(body)
-        return Answer(verdict=verdict, version=version, staleness=staleness)
+        return None if frame.flags & frames.PENDING else body
 
     def _pull(self, deadline: float) -> NDArray[np.uint64]:
         size = self._chunk_elements

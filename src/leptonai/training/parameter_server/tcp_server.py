@@ -124,7 +124,9 @@ class TcpService:
                 raise Malformed("a frame in the name of another worker")
             if frame.op is Op.BYE:
                 return
-            if frame.op is Op.WAIT:
+            if frame.op is Op.WAIT and frame.flags & frames.READY:
+                visit.wait_ready(frame)
+            elif frame.op is Op.WAIT:
                 self._answer(visit, frame)
             elif frame.op is Op.REQUEST:
                 self._request(visit, frame)
@@ -163,9 +165,7 @@ class TcpService:
         visit.stream.receive_into(payload)
         flags = 0
         try:
-            parts = [
-                memoryview(part).cast("B") for part in self._service(frame)(visit.slot, payload)
-            ]
+            parts = [memoryview(part).cast("B") for part in self._service(frame)(visit.slot, payload)]
         except LeptonError as error:
             flags, parts = frames.FAILED, [memoryview(error.message.encode()[:CONTROL_BYTES])]
         length = sum(len(part) for part in parts)
@@ -198,6 +198,8 @@ class _Visit:
             self._inbox.receive(frame, self.stream)
         elif frame.op is Op.OFFER:
             self._inbox.offer(frame, self.stream.receive_body(frame))
+        elif frame.op is Op.SUBMIT and not frame.length:
+            self._inbox.submit(frame.sequence)
         elif frame.op is Op.PULL:
             self._pull(frame)
         elif frame.op is Op.FETCH:
@@ -227,6 +229,12 @@ class _Visit:
         verdict = int(words[Slot.VERDICT]) if answered == sequence else 0
         body = frames.answer_body(verdict, int(words[Slot.VERSION]), int(words[Slot.STALENESS]))
         self.stream.send(encode(Frame(op=Op.ANSWER, slot=self.slot, sequence=sequence), body))
+
+    def wait_ready(self, frame: Frame) -> None:
+        """Say whether the push is ready to be submitted, as soon as it is or the time is over."""
+        ready = self._inbox.wait_ready(frame.sequence, min(frame.total / 1000, self._stall_seconds))
+        flags = 0 if ready else frames.PENDING
+        self.stream.send(encode(Frame(op=Op.ANSWER, flags=flags, slot=self.slot, sequence=frame.sequence)))
 
     def _pull(self, frame: Frame) -> None:
         """Send chunks, each as it was at one moment, as many a frame as fit."""

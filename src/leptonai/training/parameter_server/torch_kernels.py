@@ -55,9 +55,7 @@ class TorchKernels:
                 assert_never(optimizer)
         self._optimizer = optimizer
 
-    def update(
-        self, parameters: Floats, gradient: Floats, states: Floats, *, lr: float, step: int
-    ) -> None:
+    def update(self, parameters: Floats, gradient: Floats, states: Floats, *, lr: float, step: int) -> None:
         p, g = [torch.from_numpy(parameters)], [torch.from_numpy(gradient)]
         rows = [[torch.from_numpy(row)] for row in states]
         match self._optimizer:

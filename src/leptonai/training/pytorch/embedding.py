@@ -6,7 +6,7 @@ Letters: B examples, L ids of one example, U different ids of a batch, W numbers
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,23 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 from leptonai.core.errors import InputError
+from leptonai.training.parameter_server.tables import gradients
 from leptonai.training.parameter_server.tables.local import LocalTable
-from leptonai.training.parameter_server.tables.pushes import TablePushes, link_for
-from leptonai.training.parameter_server.tables.service import is_finite
 from leptonai.training.parameter_server.tables.spec import Table, as_ids
 
 Mode = Literal["sum", "mean"]
-
-
-class Rows(Protocol):
-    """Where rows come from: a ``TableLink`` or a ``LocalTable``."""
-
-    @property
-    def table(self) -> Table: ...
-
-    def pull(
-        self, ids: object, *, create: bool = True, out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]: ...
 
 
 class ShardedEmbedding(nn.Module):
@@ -41,7 +29,7 @@ class ShardedEmbedding(nn.Module):
     table's own rule updates its rows, with what :meth:`collect` gives after the backward pass.
 
     Args:
-        table: which rows; modules that share a table's name must share its values.
+        table: which rows. For one table at two places of a model use one module twice, or bind both.
         mode: ``"sum"`` or ``"mean"`` over the L ids of an example; None: a row for each id.
 
     >>> from leptonai.training.parameter_server.tables.spec import RowSGD
@@ -55,21 +43,20 @@ class ShardedEmbedding(nn.Module):
         if mode not in (None, "sum", "mean"):
             raise InputError(f"ShardedEmbedding: unknown mode {mode!r}", hint='"sum", "mean" or None')
         self.table, self.mode = table, mode
-        self._rows: Rows | None = None
+        self._rows: gradients.Rows | None = None
         self._pulled: list[tuple[NDArray[np.int64], torch.Tensor]] = []
 
-    def bind(self, rows: Rows) -> None:
+    def bind(self, rows: gradients.Rows) -> None:
         """Take rows from there from now on.
 
         Raises:
             InputError: that is another table.
         """
-        if rows.table != self.table:
-            raise InputError(f"ShardedEmbedding: {self.table.name!r} does not fit table {rows.table.name!r}")
+        gradients.check_same(self.table, rows)
         self._rows = rows
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> gradients.Rows:
         """Where rows come from; a table in this process if nothing was bound."""
         if self._rows is None:
             self._rows = LocalTable(self.table)
@@ -91,13 +78,13 @@ class ShardedEmbedding(nn.Module):
                 f"ShardedEmbedding {self.table.name!r}: expected ids (B,) or (B, L), found {ids.ndim} dims"
             )
         found = as_ids(self.table, ids.detach().cpu().numpy())
-        ids_U, places = unique_ids(found.reshape(-1))
+        ids_U, places = np.unique(found, return_inverse=True)
         learning = self.training and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         rows_UW = torch.from_numpy(self.rows.pull(ids_U, create=learning)).to(ids.device)
         if learning:
             rows_UW.requires_grad_()
             self._pulled.append((ids_U, rows_UW))
-        at = torch.from_numpy(places).reshape(ids.shape).to(ids.device)
+        at = torch.from_numpy(places.astype(np.int64, copy=False)).reshape(ids.shape).to(ids.device)
         if self.mode is None or ids.ndim == 1:
             return functional.embedding(at, rows_UW)
         return functional.embedding_bag(at, rows_UW, mode=self.mode)
@@ -112,59 +99,40 @@ class ShardedEmbedding(nn.Module):
         ]
 
 
-def unique_ids(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each id once, rising, and the place of every id among them."""
-    unique, places = np.unique(ids, return_inverse=True)
-    return unique, places.reshape(-1).astype(np.int64, copy=False)
-
-
 def tables_of(model: nn.Module) -> list[ShardedEmbedding]:
     """The model's sharded embeddings, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, ShardedEmbedding)]
 
 
-def bind_tables(model: nn.Module, links: Mapping[str, Any]) -> TablePushes:
-    """Bind every sharded embedding to its table's link.
-
-    Args:
-        links: a ``TableLink`` for each table's name.
-
-    Returns:
-        What pushes for all of them.
+def bind_tables(model: nn.Module, rows: Mapping[str, gradients.Rows]) -> None:
+    """Bind every sharded embedding to what is named as its table: a ``TableLink``, or a ``LocalTable``.
 
     Raises:
-        InputError: a table has no link, or two modules disagree about it.
+        InputError: a table has no rows, or its values are others.
     """
-    for module in tables_of(model):
-        module.bind(link_for(module.table, links))
-    return TablePushes(links, lambda: _gradients(model))
+    gradients.bind(tables_of(model), rows)
+
+
+def push_tables(
+    model: nn.Module, *, sequence: int, lr_factor: float = 1.0, grouped: bool = False, scale: float = 1.0
+) -> list[gradients.TableGradients]:
+    """After the backward pass: push to every table, as one step; see ``tables.gradients`` for its parts.
+
+    Args:
+        scale: factor on the gradients.
+
+    Returns:
+        What was pushed, by which its answers are awaited: ``gradients.answers(pushed, sequence)``.
+    """
+    collected = gradients.collect(tables_of(model))
+    gradients.push(collected, sequence=sequence, lr_factor=lr_factor, grouped=grouped, scale=scale)
+    return collected
 
 
 def apply_local(model: nn.Module, *, lr_factor: float = 1.0, scale: float = 1.0) -> None:
-    """After a backward pass of a single process: update the rows of all tables that are not bound to servers.
+    """After the backward pass of a single process: update the rows of its own tables.
 
     Raises:
         Fault: a gradient is not finite; then no table is changed.
     """
-    collected = [(module, module.collect()) for module in tables_of(model)]
-    for _, parts in collected:
-        for _, gradients in parts:
-            if not is_finite(gradients):
-                discard(model)
-                break
-    for module, parts in collected:
-        rows = module.rows
-        assert isinstance(rows, LocalTable)
-        if parts:
-            ids, gradients = (np.concatenate(each) for each in zip(*parts, strict=True))
-            rows.apply(ids, gradients, lr_factor=lr_factor, weight=scale)
-
-
-def discard(model: nn.Module) -> None:
-    """Forget what was pulled and not yet pushed, as after a step that failed."""
-    for module in tables_of(model):
-        module.collect()
-
-
-def _gradients(model: nn.Module) -> list[tuple[str, NDArray[np.int64], NDArray[np.float32]]]:
-    return [(module.table.name, *part) for module in tables_of(model) for part in module.collect()]
+    gradients.apply_local(gradients.collect(tables_of(model)), lr_factor=lr_factor, scale=scale)

@@ -36,7 +36,6 @@ class TorchFlatLearner:
     Args:
         job: what to train.
         options: how to compute.
-        has_tables: whether a model holds sparse tables, which are trained too but are no parameters.
 
     Attributes:
         model: the job's model.
@@ -46,16 +45,10 @@ class TorchFlatLearner:
         InputError: the model has nothing to train, or parameters in a type that float32 does not hold.
     """
 
-    def __init__(
-        self,
-        job: TrainJob,
-        options: TorchOptions,
-        *,
-        has_tables: Callable[[nn.Module], bool] = lambda _: False,
-    ) -> None:
+    def __init__(self, job: TrainJob, options: TorchOptions) -> None:
         self._job = job
         # Parameters stay contiguous whatever the memory format: flat memory has one order. Inputs follow it.
-        self.model = _build(job, has_tables).to(torch.device(options.device))
+        self.model = _build(job).to(torch.device(options.device))
         trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         self._parameters = list(trained.values())
         self._tensors = tuple(_spec(name, parameter) for name, parameter in trained.items())
@@ -79,12 +72,12 @@ class TorchFlatLearner:
         return self._passes.train_metric_sums
 
     def initial(self) -> Sequence[NDArray[np.float32]]:
-        assert not self._bound, "the values after seeding are gone once parameters are bound"
         return [each.detach().float().cpu().reshape(-1).numpy() for each in self._parameters]
 
     def bind(
         self, parameters: Sequence[NDArray[np.float32]], gradients: Sequence[NDArray[np.float32]]
     ) -> None:
+        """May be called again, with other memory: a run that changes its mode may move."""
         self._flat_parameters = [
             _shaped(array, spec) for array, spec in zip(parameters, self._tensors, strict=True)
         ]
@@ -96,6 +89,8 @@ class TorchFlatLearner:
                 parameter.data = flat
             if not self._bound:
                 parameter.register_post_accumulate_grad_hook(self._take(index))
+            if self._masters and self._masters[index] is not parameter:
+                self._masters[index].data = flat
         self._bound = True
         self.refresh()
         self._restore_optimizer()
@@ -219,7 +214,7 @@ class TorchFlatLearner:
             self._unread = None
 
 
-def _build(job: TrainJob, has_tables: Callable[[nn.Module], bool]) -> nn.Module:
+def _build(job: TrainJob) -> nn.Module:
     torch.manual_seed(job.seed)
     np.random.seed(job.seed % 2**32)
     model = job.model()
@@ -227,7 +222,12 @@ def _build(job: TrainJob, has_tables: Callable[[nn.Module], bool]) -> nn.Module:
         raise InputError(
             f"TrainJob: model() returned {type(model).__name__}, expected a torch.nn.Module or a Keras model"
         )
-    if not any(parameter.requires_grad for parameter in model.parameters()) and not has_tables(model):
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return model
+    # Sparse tables are trained too, but they are no parameters.
+    from leptonai.training.pytorch.embedding import tables_of
+
+    if not tables_of(model):
         raise InputError(f"TrainJob: {type(model).__name__} has no trainable parameters")
     return model
 

@@ -47,7 +47,7 @@ class KerasFlatLearner:
         InputError: the model has nothing to train, or variables in a type that float32 does not hold.
     """
 
-    def __init__(self, job: TrainJob, *, tuning: Tuning, example: Batch | None = None) -> None:
+    def __init__(self, job: TrainJob, tuning: Tuning, *, example: Batch | None = None) -> None:
         self._job, self._tuning = job, tuning
         self.model = build_model(job, precision=tuning.precision, example=example)
         self._objective = objective_for(job, self.model)
