@@ -237,6 +237,7 @@ PARTS: dict[str, Callable[[Rounds], None]] = {
     "views": lambda asked: in_one_host(asked, journalled=False, views=True),
     "journal": lambda asked: in_one_host(asked, journalled=True, views=True),
     "in_place": lambda asked: in_one_host(asked, journalled=True, views=True, in_place=True),
+    "in_place_bare": lambda asked: in_one_host(asked, journalled=False, views=True, in_place=True),
     "copies": lambda asked: in_one_host(asked, journalled=True, views=False),
     "tcp": lambda asked: over_tcp(asked, encrypted=False),
     "tls": lambda asked: over_tcp(asked, encrypted=True),

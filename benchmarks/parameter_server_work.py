@@ -10,8 +10,6 @@ gradient is :data:`GRADIENT`, so that :func:`check` can tell whether all rounds 
 from __future__ import annotations
 
 import socket
-import threading
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,13 +164,6 @@ def embedding(asked: Rounds) -> None:
         optimizer.step()
 
     time_rounds(work, asked)
-
-
-def in_thread(target: Any, *arguments: Any) -> threading.Thread:
-    """Start it beside this thread; it ends with the process."""
-    thread = threading.Thread(target=target, args=arguments, daemon=True)
-    thread.start()
-    return thread
 
 
 PARTS = {"memcpy": memcpy, "socket": raw_socket, "adam": adam, "embedding": embedding}

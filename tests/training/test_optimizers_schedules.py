@@ -15,7 +15,7 @@ from leptonai.core.errors import InputError
 from leptonai.training.data.dataset import Arrays, Data
 from leptonai.training.job import Checkpoints, Evaluate, StopWhen, TrainJob
 from leptonai.training.learner import Alone, shares
-from leptonai.training.optimizers import SGD, Adam, AdamW
+from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb
 from leptonai.training.schedules import Constant, Cosine, OneCycle, Steps
 
 DATA = Data(Arrays(np.zeros((10, 2), np.float32), np.zeros(10, np.int64)))
@@ -129,6 +129,10 @@ def test_a_warm_up_outside_the_run_is_refused(warmup: float) -> None:
         (lambda: AdamW(weight_decay=math.inf), "weight_decay >= 0"),
         (lambda: Adam(betas=(0.9, 1.0)), "two betas"),
         (lambda: AdamW(betas=(0.9,)), "two betas"),  # type: ignore[arg-type]
+        (lambda: Adagrad(eps=0.0), "eps > 0"),
+        (lambda: Adagrad(initial_accumulator=-1.0), "initial_accumulator >= 0"),
+        (lambda: Lamb(weight_decay=-1.0), "weight_decay >= 0"),
+        (lambda: Lamb(betas=(0.9, 1.0)), "two betas"),
     ],
 )
 def test_optimisers_refuse_settings_out_of_range(make: Callable[[], object], message: str) -> None:

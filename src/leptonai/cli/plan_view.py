@@ -7,6 +7,7 @@ from rich.table import Table
 
 from leptonai.cli.output import facts, say, table
 from leptonai.compute.plan import Estimate, Plan
+from leptonai.compute.servers import ServerPlan
 from leptonai.core.units import format_bytes, format_flops, format_rate, format_seconds
 
 
@@ -24,6 +25,8 @@ def print_plan(made: Plan, console: Console) -> None:
             }
         )
     )
+    if made.servers is not None:
+        console.print(facts(_servers(made.servers)))
     console.print()
     console.print(_placements(made))
     console.print()
@@ -32,6 +35,16 @@ def print_plan(made: Plan, console: Console) -> None:
         say(console, (f"assumed: {assumption}", "dim"))
     for warning in made.warnings:
         say(console, ("warning: ", "bold yellow"), warning)
+
+
+def _servers(servers: ServerPlan) -> dict[str, str]:
+    return {
+        "servers": f"{servers.num_servers}: {servers.why}",
+        "consistency": servers.consistency,
+        "durability": f"{servers.durability}: {servers.survives}",
+        "memory": f"{format_bytes(servers.memory_bytes)} shared with the workers of this machine",
+        "T_apply": f"{format_seconds(servers.apply_seconds)} an update",
+    }
 
 
 def _placements(made: Plan) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from leptonai.compute.engines.progress import ProgressPage
 from leptonai.compute.plan import Plan
 from leptonai.core.clock import Clock
 from leptonai.core.errors import InputError
-from leptonai.core.events import Event
+from leptonai.core.events import Event, Notice
 from leptonai.launch.assignments import job_words, payload, worker_environment
 from leptonai.launch.gang import SignallingEngine
 from leptonai.launch.request import TrainRequest
@@ -35,6 +36,7 @@ from leptonai.training.parameter_server.consistency import parse_consistency
 from leptonai.training.parameter_server.coordinator import Coordinator
 from leptonai.training.parameter_server.flat import TensorSpec
 from leptonai.training.parameter_server.layout import ShardLayout, lay_out
+from leptonai.training.parameter_server.memory import MemoryTooSmall
 
 
 def served_gang(
@@ -60,13 +62,15 @@ def served_gang(
     if request.epoch_gate is not None:
         raise InputError("a run with a parameter server cannot be steered epoch by epoch from outside")
     served = scouted["served"]
+
+    def notice(message: str) -> None:
+        on_event(Notice(at_seconds=clock.now_seconds(), message=message))
+
     slots = num_slots(plan.num_workers, len(os.sched_getaffinity(0)))
     tensors = [TensorSpec(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in served["tensors"]]
     layout = lay_out(tensors, plan.servers.num_servers)
-    memory = create_memory(
-        stack, layout, optimizer_from_json(served["optimizer"]), num_slots=slots,
-        journalled=plan.servers.durability != "none", run_id=str(run_dir),
-    )  # fmt: skip
+    memory, over_tcp = _memory(stack, layout, plan, served, slots, str(run_dir), notice)
+    slots = len(memory.worker_bells)
     page = ProgressPage.create(slots)
     stack.callback(page.close)
     extra = _checkpoint_extra(scouted["resume"])
@@ -82,8 +86,9 @@ def served_gang(
         total_steps=scouted["total_steps"], clock=clock,
     )  # fmt: skip
     parts = _Parts(
-        request, run_dir, plan, scouted, scratch, arrays, memory, page, slots, tensors, layout, faults
-    )
+        request, run_dir, plan, scouted, scratch, arrays, memory, page, slots, tensors, layout, faults,
+        over_tcp, {"job": run_dir.name.encode().hex(), "token": secrets.token_hex(32)},
+    )  # fmt: skip
 
     def servers(on_loss: Callable[[str], None]) -> Servers:
         return Servers(engine, parts.server_spec, memory, clock=clock, on_event=on_event, on_loss=on_loss)
@@ -97,11 +102,53 @@ def served_gang(
         report,
         faults,
         num_workers=plan.num_workers,
+        over_tcp=over_tcp,
         save_every_seconds=served["save_every_seconds"],
         elastic=Elastic(**served["elastic"]) if served["elastic"] else None,
         clock=clock,
         on_event=on_event,
     )
+
+
+def _memory(
+    stack: contextlib.ExitStack,
+    layout: ShardLayout,
+    plan: Plan,
+    served: Mapping[str, Any],
+    slots: int,
+    run_id: str,
+    notice: Callable[[str], None],
+) -> tuple[ServedMemory, bool]:
+    """The run's memory, and whether workers go over TCP."""
+    assert plan.servers is not None
+    optimizer, settings = optimizer_from_json(served["optimizer"]), served["settings"]
+    journalled, over_tcp = plan.servers.durability != "none", settings["transport"] == "tcp"
+    try:
+        memory = create_memory(
+            stack,
+            layout,
+            optimizer,
+            num_slots=slots,
+            journalled=journalled,
+            run_id=run_id,
+            has_reads=not over_tcp,
+        )
+    except MemoryTooSmall as error:
+        if not settings["tcp_fallback"]:
+            raise
+        # Over TCP a worker keeps what it read to itself, and there is room for no more workers than now.
+        memory = create_memory(
+            stack,
+            layout,
+            optimizer,
+            num_slots=plan.num_workers,
+            journalled=journalled,
+            run_id=run_id,
+            has_reads=False,
+        )
+        notice(f"{error.message}: workers go over TCP, and no more than {plan.num_workers} fit")
+        return memory, True
+    return memory, over_tcp
 
 
 def _coordinator(
@@ -146,9 +193,11 @@ class _Parts:
     tensors: Sequence[TensorSpec]
     layout: ShardLayout
     faults: ServedFaults
+    over_tcp: bool
+    secrets: Mapping[str, str]
 
-    def server_spec(self, number: int) -> WorkerSpec:
-        """The spec of one server; it can be started again after its death."""
+    def server_spec(self, number: int, port: int) -> WorkerSpec:
+        """The spec of one server, that listens on ``port`` (0: any) if workers come over TCP."""
         served = self.scouted["served"]
         settings = served["settings"]
         return WorkerSpec(
@@ -170,13 +219,16 @@ class _Parts:
                     [start, list(shape)] for start, shape in shard_shapes(self.layout, self.tensors, number)
                 ],
                 "faults": self.faults.assignment(),
+                "listen": {**self.secrets, "port": port} if self.over_tcp else None,
             },
             fds=self.memory.server_fds(number),
             log=self.run_dir / "logs" / f"server-{number}.log",
             environment={**worker_environment(1, self.request.home), "TMPDIR": str(self.scratch)},
         )
 
-    def worker_spec(self, name: str, rank: int | None, initialize: bool) -> WorkerSpec:
+    def worker_spec(
+        self, name: str, rank: int | None, initialize: bool, addresses: Sequence[Sequence[Any]]
+    ) -> WorkerSpec:
         """The spec of the worker of a rank, or of a spare."""
         plan, served, resume = self.plan, self.scouted["served"], self.scouted["resume"]
         place = plan.placements[(rank or 0) % plan.num_workers]
@@ -202,6 +254,8 @@ class _Parts:
                 "codec": served["codec"],
                 "record": served["settings"]["record"],
                 "hogwild": served["settings"]["hogwild"],
+                "addresses": [list(address) for address in addresses],
+                "secrets": self.secrets if self.over_tcp else None,
                 "faults": self.faults.assignment(),
                 "base_learning_rate": served["base_learning_rate"],
                 "state_names": served["state_names"],

@@ -75,6 +75,7 @@ class ServedGang:
         *,
         num_workers: int,
         elastic: Elastic | None,
+        over_tcp: bool,
         save_every_seconds: float,
         clock: Clock,
         on_event: Callable[[Event], None],
@@ -82,7 +83,7 @@ class ServedGang:
         self._engine, self._workers, self._coordinator = engine, workers, coordinator
         self._servers = servers(self._count_loss)
         self._memory, self._report, self._num_workers = memory, report, num_workers
-        self._faults = faults
+        self._faults, self._over_tcp = faults, over_tcp
         faults.use(self._signal)
         self._books = PushBooks(memory)
         self._elastic, self._clock, self._on_event = elastic, clock, on_event
@@ -120,8 +121,8 @@ class ServedGang:
             KeyboardInterrupt: on the second Ctrl-C; the first halts the run.
         """
         self._servers.start()
-        for rank in range(self._num_workers):
-            self._workers.start(rank, initialize=rank == 0)
+        if not self._over_tcp:
+            self._start_workers()
         with interrupts() as pressed:
             while not (self._coordinator.finished and self._workers.none_left):
                 self._turn()
@@ -142,6 +143,10 @@ class ServedGang:
 
     # -- turning ------------------------------------------------------------------------------------
 
+    def _start_workers(self) -> None:
+        for rank in range(self._num_workers):
+            self._workers.start(rank, initialize=rank == 0, addresses=self._servers.listening)
+
     def _turn(self) -> None:
         for report in self._engine.poll(SETTLE_SECONDS if self._orphans else POLL_SECONDS):
             self._hear(report)
@@ -159,7 +164,8 @@ class ServedGang:
         if self._coordinator.finished:
             self._workers.dismiss_spares()
         elif self._coordinator.progress.step > 0 and self._elastic is not None:
-            self._workers.keep_spares(self._elastic.spare if self._elastic.replace else 0)
+            count = self._elastic.spare if self._elastic.replace else 0
+            self._workers.keep_spares(count, addresses=self._servers.listening)
         self._report.steps(self._coordinator)
 
     def _progress(self) -> dict[tuple[Role, int], int]:
@@ -186,6 +192,8 @@ class ServedGang:
                 self._books.applied()
                 self._do(self._coordinator.group_applied(group))
             if isinstance(report, Message) and "serving" in report.values:
+                if self._over_tcp and self._servers.all_serve and not self._workers.ranks:
+                    self._start_workers()  # now that it is known where the servers listen
                 self._admit()
             return
         worker = self._workers.by_name(report.name)
@@ -283,7 +291,8 @@ class ServedGang:
         self._count_loss(reason)
         assert self._elastic is not None
         if self._elastic.replace:
-            self._workers.replace(worker, self._clock.monotonic_seconds(), initialize=not self._initialized)
+            now, addresses = self._clock.monotonic_seconds(), self._servers.listening
+            self._workers.replace(worker, now, initialize=not self._initialized, addresses=addresses)
         elif self._workers.count < self._elastic.min_workers:
             raise Fault(
                 f"{reason}; {self._workers.count} workers are left, at least {self._elastic.min_workers} are needed"
@@ -381,6 +390,6 @@ class ServedGang:
             self._do(self._coordinator.retire(rank))
         free = [rank for rank in range(len(self._memory.worker_bells)) if rank not in ranks]
         for rank in free[: max(0, count - len(ranks))]:
-            self._workers.start(rank, initialize=False)
+            self._workers.start(rank, initialize=False, addresses=self._servers.listening)
         at, step = self._clock.now_seconds(), self._coordinator.progress.step
         self._on_event(Resized(at_seconds=at, num_workers=count, step=step))

@@ -60,6 +60,7 @@ def create_memory(
     num_slots: int,
     journalled: bool,
     run_id: str,
+    has_reads: bool = True,
 ) -> ServedMemory:
     """Reserve the memory of a run; ``stack`` gives it up.
 

@@ -29,15 +29,15 @@ class Servers:
     """All servers of one run.
 
     Args:
-        make_spec: the spec of the server of a shard. One that dies is started again, and finds its shard where
-            it left it.
+        make_spec: the spec of the server of a shard, by the port it listens on (0: any), if it listens. One that
+            dies is started again, and finds its shard where it left it.
         on_loss: told in words of each death; may raise to end the run.
     """
 
     def __init__(
         self,
         engine: SignallingEngine,
-        make_spec: Callable[[int], WorkerSpec],
+        make_spec: Callable[[int, int], WorkerSpec],
         memory: ServedMemory,
         *,
         clock: Clock,
@@ -46,22 +46,29 @@ class Servers:
     ) -> None:
         self._engine, self._make_spec, self._memory = engine, make_spec, memory
         self._clock, self._on_event, self._on_loss = clock, on_event, on_loss
-        self._names = [make_spec(number).name for number in range(len(memory.shards))]
+        self._names = [make_spec(number, 0).name for number in range(len(memory.shards))]
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._serving: set[int] = set()
         self._lost_seconds: dict[int, float] = {}
         self._groups: dict[int, _Group] = {}
         self._stopping = False
+        self.addresses: dict[int, list[Any] | None] = {}
 
     def start(self) -> None:
         """Start all."""
         for number in range(len(self._names)):
-            self._engine.start(self._make_spec(number))
+            self._engine.start(self._make_spec(number, 0))
 
     @property
     def all_serve(self) -> bool:
         """Whether every server is ready."""
         return len(self._serving) == len(self._names)
+
+    @property
+    def listening(self) -> list[list[Any]]:
+        """Where each server listens, in order; empty if none does."""
+        found = [self.addresses.get(number) for number in range(len(self._names))]
+        return [address for address in found if address is not None]
 
     def name(self, server: int) -> str:
         """Of one server's process."""
@@ -77,7 +84,8 @@ class Servers:
         match report:
             case Started(pid=pid):
                 self._on_event(ServerStarted(at_seconds=self._clock.now_seconds(), server=server, pid=pid))
-            case Message(values={"serving": {"version": version}}):
+            case Message(values={"serving": {"version": version, "address": address}}):
+                self.addresses[server] = address
                 self._serves(server, version)
             case Message(values={"group_applied": {"group": number}}):
                 group = self._groups.get(number)
@@ -91,11 +99,18 @@ class Servers:
             case Exited(code=code) if not self._stopping:
                 self._serving.discard(server)
                 self._lost_seconds[server] = self._clock.monotonic_seconds()
-                self._engine.start(self._make_spec(server))  # at once: workers wait for its answers
+                self._engine.start(
+                    self._make_spec(server, self._port(server))
+                )  # at once: workers wait for its answers
                 self._on_loss(f"parameter server {server} {how_it_ended(code)}")
             case _:
                 pass
         return []
+
+    def _port(self, server: int) -> int:
+        """Where the one before it listened, so that its workers find it again."""
+        address = self.addresses.get(server)
+        return 0 if address is None else int(address[1])
 
     def _serves(self, server: int, version: int) -> None:
         self._serving.add(server)

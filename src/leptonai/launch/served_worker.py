@@ -23,6 +23,7 @@ from leptonai.training.parameter_server.codecs.parse import parse_codec
 from leptonai.training.parameter_server.codecs.shapes import shard_shapes
 from leptonai.training.parameter_server.consistency import Bsp, is_local, parse_consistency
 from leptonai.training.parameter_server.layout import ShardLayout, lay_out
+from leptonai.training.parameter_server.link import Link
 from leptonai.training.parameter_server.local_link import LocalLink
 from leptonai.training.parameter_server.memory import Header
 from leptonai.training.parameter_server.served_loop import Phase, ServedLoop
@@ -74,19 +75,29 @@ class _ServedWorker:
             rank = self._line.receive()["take"]["rank"]
         self.rank = rank
         self._saboteur = saboteur_from(self._assignment["faults"], "worker", rank, report=self._report_fault)
-        self._links = [
-            LocalLink(
-                shard,
-                self.rank,
-                server_bell=bell,
-                worker_bell=self._memory.worker_bells[self.rank],
-                views=False,
-            )
-            for shard, bell in zip(self._memory.shards, self._memory.server_bells, strict=True)
-        ]
+        self._links = self._new_links()
         self._client = self._new_client()
         self._begin()
         self._bind(self._assignment["mode"])
+
+    def _new_links(self) -> list[Link]:
+        """To each server through its memory, or over TCP where the launcher says so."""
+        shards, addresses = self._memory.shards, self._assignment["addresses"]
+        if not addresses:
+            own = self._memory.worker_bells[self.rank]
+            return [
+                LocalLink(shard, self.rank, server_bell=bell, worker_bell=own, views=False)
+                for shard, bell in zip(shards, self._memory.server_bells, strict=True)
+            ]
+        from leptonai.training.parameter_server.tcp_link import TcpLink
+
+        job, token = (bytes.fromhex(self._assignment["secrets"][name]) for name in ("job", "token"))
+        return [
+            TcpLink(
+                [(host, port)], job=job, token=token, slot=self.rank, num_elements=shard.shape.num_elements
+            )
+            for shard, (host, port) in zip(shards, addresses, strict=True)
+        ]
 
     def _report_fault(self, number: int, step: int) -> None:
         self._line.send({"fault": {"number": number, "step": step}})
@@ -105,7 +116,8 @@ class _ServedWorker:
         mode, reads = parse_consistency(mode_text), self._assignment["reads"]
         views = reads == "views" or self._assignment["hogwild"] or (reads == "auto" and isinstance(mode, Bsp))
         for link in self._links:
-            link.views = views and not is_local(mode)
+            if isinstance(link, LocalLink):
+                link.views = views and not is_local(mode)
         self._client.pull()
         if not is_local(mode):
             self._learner.bind(self._client.parameters(), self._client.gradients())

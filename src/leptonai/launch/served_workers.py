@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from leptonai.core.clock import Clock
 from leptonai.core.events import Event, WorkerStarted
 from leptonai.launch.gang import SignallingEngine, is_stopped
 from leptonai.training.parameter_server.work import Compute
+
+Addresses = Sequence[Sequence[Any]]
+"""(host, port) of each server; empty where workers reach them through shared memory."""
 
 # A worker that is stopped may be continued soon, and in most modes holds up nobody but itself; after this long
 # it is killed, and so replaced.
@@ -38,14 +41,15 @@ class Workers:
     """All worker processes of one run.
 
     Args:
-        make_spec: the spec for (name, rank or None for a spare, whether it writes the first parameters).
+        make_spec: the spec for (name, rank or None for a spare, whether it writes the first parameters, where the
+            servers listen).
         page: where workers note their progress.
     """
 
     def __init__(
         self,
         engine: SignallingEngine,
-        make_spec: Callable[[str, int | None, bool], WorkerSpec],
+        make_spec: Callable[[str, int | None, bool, Addresses], WorkerSpec],
         page: ProgressPage,
         *,
         clock: Clock,
@@ -94,10 +98,12 @@ class Workers:
         """How far a worker says it is."""
         return self._page.read()[rank].step
 
-    def start(self, rank: int, *, initialize: bool, lost_seconds: float | None = None) -> None:
+    def start(
+        self, rank: int, *, initialize: bool, addresses: Addresses, lost_seconds: float | None = None
+    ) -> None:
         """Start a fresh process for a rank."""
         name = f"rank-{rank}"
-        worker = Worker(self._make_spec(name, rank, initialize), rank, lost_seconds=lost_seconds)
+        worker = Worker(self._make_spec(name, rank, initialize, addresses), rank, lost_seconds=lost_seconds)
         self._by_name[name] = self._by_rank[rank] = worker
         self._engine.start(worker.spec)
 
@@ -112,11 +118,11 @@ class Workers:
         """A process is gone."""
         del self._by_name[worker.spec.name]
 
-    def replace(self, lost: Worker, now_seconds: float, *, initialize: bool) -> None:
+    def replace(self, lost: Worker, now_seconds: float, *, initialize: bool, addresses: Addresses) -> None:
         """Have a spare that is ready play the lost one's rank, or else a fresh process."""
         spare = next((each for each in self._spares() if each.ready), None)
         if spare is None or initialize:
-            self.start(lost.rank, initialize=initialize, lost_seconds=now_seconds)
+            self.start(lost.rank, initialize=initialize, addresses=addresses, lost_seconds=now_seconds)
             return
         spare.rank, spare.ready, spare.lost_seconds = lost.rank, False, now_seconds
         self._by_rank[lost.rank] = spare
@@ -127,12 +133,12 @@ class Workers:
     def _spares(self) -> list[Worker]:
         return [worker for worker in self._by_name.values() if worker.rank < 0]
 
-    def keep_spares(self, count: int) -> None:
+    def keep_spares(self, count: int, *, addresses: Addresses) -> None:
         """Have this many processes stand by, job and data loaded."""
         for _ in range(count - len(self._spares())):
             name = f"spare-{self._num_spares_made}"
             self._num_spares_made += 1
-            self._by_name[name] = Worker(self._make_spec(name, None, False), -1)
+            self._by_name[name] = Worker(self._make_spec(name, None, False, addresses), -1)
             self._engine.start(self._by_name[name].spec)
 
     def dismiss_spares(self) -> None:

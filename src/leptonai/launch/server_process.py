@@ -32,7 +32,9 @@ def run_server(assignment: Mapping[str, Any], line: Line, fds: Sequence[int]) ->
     shard = _shard(memory, assignment, _answered(memory, bells))
     shard.recover()
     number = assignment["server"]
-    line.send({"serving": {"server": number, "version": int(memory.header[Header.VERSION])}})
+    address = _listen(memory, assignment["listen"], bell, bells)
+    version = int(memory.header[Header.VERSION])
+    line.send({"serving": {"server": number, "version": version, "address": address}})
     saboteur = saboteur_from(
         assignment["faults"], "server", number,
         report=lambda fault, step: line.send({"fault": {"number": fault, "step": step}}),
@@ -51,6 +53,19 @@ def run_server(assignment: Mapping[str, Any], line: Line, fds: Sequence[int]) ->
         return True
 
     serve(memory, bell, [_Sabotaged(shard, memory, saboteur.at_step)], _Commands(line), obey)
+
+
+def _listen(
+    memory: ShardMemory, listen: Mapping[str, Any] | None, bell: Bell, bells: Sequence[Bell]
+) -> tuple[str, int] | None:
+    """Serve workers over TCP too, if asked; where."""
+    if listen is None:
+        return None
+    from leptonai.training.parameter_server.tcp_server import TcpService
+
+    job, token = bytes.fromhex(listen["job"]), bytes.fromhex(listen["token"])
+    bind = ("127.0.0.1", listen["port"])
+    return TcpService(memory, bind=bind, job=job, token=token, server_bell=bell, worker_bells=bells).address
 
 
 def _shard(memory: ShardMemory, assignment: Mapping[str, Any], answered: Callable[[int], None]) -> Shard:

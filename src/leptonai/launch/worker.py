@@ -12,19 +12,14 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from leptonai.compute.engines.progress import ProgressPage
 from leptonai.compute.engines.wire import LineReader, encode
-from leptonai.core.clock import SystemClock
-from leptonai.core.control import Halt, Save, order_from_json
 from leptonai.core.errors import Fault, LeptonError
-from leptonai.core.events import Event, event_to_json
 from leptonai.launch.jobs import load_job
 
 if TYPE_CHECKING:
     from leptonai.training.job import TrainJob
-    from leptonai.training.learner import Exchange
 
 
 class Line:
@@ -78,7 +73,7 @@ def main(channel: socket.socket, fds: list[int]) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     line = Line(channel)
     assignment = line.receive()
-    phase = _Phase()
+    phase = Phase()
     try:
         payload = line.receive_bytes(assignment["payload_bytes"])
         if assignment["role"] == "server":
@@ -96,7 +91,10 @@ def main(channel: socket.socket, fds: list[int]) -> int:
 
             line.send({"ended": run_served_worker(job, assignment, line, fds)})
         else:
-            line.send({"ended": _train(job, assignment, line, fds[0], phase)})
+            from leptonai.launch.trainer import Trainer
+
+            said = Trainer(job, assignment, line, fds[0], phase).run()
+            line.send({"retired": True} if said is None else {"ended": said})
     except LeptonError as error:
         line.send(_failure(error, type(error).__name__, error.message, error.hint, phase))
         return 1
@@ -106,7 +104,7 @@ def main(channel: socket.socket, fds: list[int]) -> int:
     return 0
 
 
-class _Phase:
+class Phase:
     """What this worker is doing, for the report of its failure."""
 
     step = 0
@@ -114,28 +112,18 @@ class _Phase:
 
 
 def _failure(
-    error: BaseException, kind: str, message: str, hint: str | None, phase: _Phase
+    error: BaseException, kind: str, message: str, hint: str | None, phase: Phase
 ) -> dict[str, Any]:
+    from leptonai.training.takeover import is_lost_peer
+
     text = "".join(traceback.format_exception(error))
     print(text, flush=True)
     return {
         "failed": {
             "kind": kind, "message": message, "hint": hint, "traceback": text, "step": phase.step,
-            "at_monotonic": time.monotonic(), "lost_peer": _is_lost_peer(error),
+            "at_monotonic": time.monotonic(), "lost_peer": is_lost_peer(error),
         }
     }  # fmt: skip
-
-
-def _is_lost_peer(error: BaseException) -> bool:
-    """Whether this worker failed only because another one did: gloo and NCCL say it in these words."""
-    words = (
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "connectFullMesh",
-        "Broken pipe",
-        "ncclRemoteError",
-    )
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _job(assignment: Mapping[str, Any], payload: bytes, fds: list[int]) -> TrainJob:
@@ -161,91 +149,3 @@ def _shared_arrays(descriptions: list[dict[str, Any]], fds: list[int]) -> dict[s
         memory = mmap.mmap(fd, max(1, count * dtype.itemsize), prot=mmap.PROT_READ)
         arrays[description["name"]] = np.frombuffer(memory, dtype=dtype, count=count).reshape(shape)
     return arrays
-
-
-def _train(
-    job: TrainJob, assignment: Mapping[str, Any], line: Line, progress_fd: int, phase: _Phase
-) -> dict[str, Any]:
-    from leptonai.compute.plan import Tuning
-    from leptonai.launch.frameworks import FRAMEWORKS, Place
-    from leptonai.training.checkpoint import CheckpointStore
-    from leptonai.training.loop import Loop, Start
-
-    framework = FRAMEWORKS[assignment["framework"]]()
-    tuning = Tuning(**assignment["tuning"])
-    framework.configure(tuning.threads)
-    data = job.load_data()
-    exchange = _exchange(assignment)
-    rank = assignment["rank"]
-    page = ProgressPage(progress_fd, assignment["num_workers"])
-    hooks = _Hooks(line, page, rank, phase)
-    learner = framework.learner(
-        job,
-        exchange,
-        tuning,
-        Place(device=assignment["device"], some_unused=assignment["some_unused"]),
-        hooks.exchanging,
-    )
-    store = CheckpointStore(Path(assignment["run_dir"]) / "checkpoints", keep=job.checkpoints.keep)
-    start = Start()
-    if assignment["resume_from"]:
-        checkpoint = store.load(Path(assignment["resume_from"]))
-        learner.restore(checkpoint.state)
-        start = Start(step=checkpoint.step, extra=checkpoint.extra)
-    loop = Loop(
-        job=job, data=data, learner=learner, exchange=exchange, clock=SystemClock(),
-        hooks=hooks, identity=assignment["identity"],
-        store=store, gated=assignment["gated"],
-    )  # fmt: skip
-    ending, step = loop.run(start)
-    page.note(rank, step, "pausing")
-    return {"ending": ending, "step": step, "metrics": dict(loop.metrics), "saved_step": loop.saved_step}
-
-
-def _exchange(assignment: Mapping[str, Any]) -> Exchange:
-    from leptonai.training.learner import Alone
-
-    if assignment["num_workers"] == 1:
-        return Alone()
-    from leptonai.training.pytorch.exchange import TorchExchange
-
-    return TorchExchange(
-        rank=assignment["rank"],
-        num_workers=assignment["num_workers"],
-        rendezvous=Path(assignment["rendezvous"]),
-        backend=assignment["backend"],
-    )
-
-
-class _Hooks:
-    """The loop's view of this process: events out by the line, orders in, progress on the shared page."""
-
-    def __init__(self, line: Line, page: ProgressPage, rank: int, phase: _Phase) -> None:
-        self._line, self._page, self._rank, self._phase = line, page, rank, phase
-
-    def emit(self, event: Event) -> None:
-        self._line.send({"event": event_to_json(event)})
-
-    def orders(self) -> tuple[bool, bool]:
-        halt = save = False
-        for values in self._line.ready():
-            order = order_from_json(values["order"])
-            halt, save = halt or isinstance(order, Halt), save or isinstance(order, Save)
-        return halt, save
-
-    def note(self, step: int, phase: Literal["computing", "exchanging", "pausing"]) -> None:
-        self._phase.step, self._phase.doing = step, phase
-        self._page.note(self._rank, step, phase)
-
-    def exchanging(self) -> None:
-        """This worker now waits for the others."""
-        self.note(self._phase.step, "exchanging")
-
-    def epoch_gate(self, epoch: int, step: int, metrics: Mapping[str, float]) -> tuple[bool, float | None]:
-        self._line.send({"gate": {"epoch": epoch, "step": step, "metrics": dict(metrics)}})
-        while True:
-            values = self._line.receive()
-            if "gate" in values:
-                return bool(values["gate"]["stop"]), values["gate"]["learning_rate"]
-            if isinstance(order_from_json(values["order"]), Halt):
-                return True, None

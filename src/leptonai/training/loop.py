@@ -93,7 +93,8 @@ class Loop:
             identity=identity, steps_per_epoch=self._steps_per_epoch,
         )  # fmt: skip
         self.shared = Shared()
-        self._own = Own()
+        now = clock.monotonic_seconds()
+        self._own = Own(since_seconds=now, epoch_since_seconds=now)
         self._ordered = [False, False, False]
         self._stages = (
             self._report, self._save_if_asked, self._end_epoch, self._evaluate_if_due, self._pass_gate,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from leptonai.core.errors import Fault
 from leptonai.training.learner import Exchange, Learner, LearnerState, RawTensor
 from leptonai.training.loop_state import Shared
 
@@ -81,3 +82,22 @@ def take(spread: Spread) -> tuple[Shared, LearnerState]:
             spread(data)
         tensors[name] = RawTensor(dtype, tuple(shape), data.data)
     return Shared.from_json(header["shared"]), LearnerState(tensors=tensors, values=header["values"])
+
+
+# gloo and NCCL say in these words that another worker is gone.
+LOST_PEER_WORDS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "connectFullMesh",
+    "Broken pipe",
+    "Read error",
+    "Write error",
+    "ncclRemoteError",
+)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exchange broke, or could not be joined, only because another worker is gone."""
+    if isinstance(error, Fault):
+        return isinstance(error.__cause__, RuntimeError) and "could not join the others" in error.message
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_PEER_WORDS)

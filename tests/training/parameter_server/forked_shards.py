@@ -50,8 +50,9 @@ def end_after(shard: Shard, seconds: float) -> None:
     """From when it first may change parameters on, the process has ``seconds``, whatever it does then."""
     log: Any = shard._log
     for name in ("undo_half_done", "open_chunk"):
+        change = getattr(log, name)
 
-        def armed(*arguments: Any, change: Any = getattr(log, name)) -> None:
+        def armed(*arguments: Any, change: Any = change) -> None:
             if not any(signal.getitimer(signal.ITIMER_REAL)):
                 signal.setitimer(signal.ITIMER_REAL, seconds)
             change(*arguments)

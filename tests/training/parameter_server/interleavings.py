@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 
 from leptonai.training.optimizers import Optimizer
 from leptonai.training.parameter_server.bell import Bell
+from leptonai.training.parameter_server.consistency import (
+    Backup,
+    StreamingDiloco,
+    is_grouped,
+    parse_consistency,
+)
 from leptonai.training.parameter_server.flat import TensorSpec
 from leptonai.training.parameter_server.interleaving import (
     Applied,
@@ -23,11 +29,14 @@ from leptonai.training.parameter_server.interleaving import (
     Computed,
     Ended,
     Line,
+    Runs,
+    encode_runs,
     pull_from_json,
     shard_digest,
     versions_applied,
 )
 from leptonai.training.parameter_server.kernels import initialise_states, num_states
+from leptonai.training.parameter_server.layout import fragment_range
 from leptonai.training.parameter_server.link import Answer, Link, Offer
 from leptonai.training.parameter_server.local_link import LocalLink
 from leptonai.training.parameter_server.memory import Header, ShardMemory, ShardShape, Slot
@@ -74,19 +83,22 @@ class Run:
     Args:
         seed: decides every order.
         work: what a worker does.
-        mode: asp, bsp or backup.
+        mode: the consistency setting, as text.
         num_deals: in all; steps of all workers where they are grouped.
         pieces: of one deal, from its number.
         kills: how many workers die.
+        watched: whether links tell what is read and pushed, where the worker has no witness of its own.
     """
 
     def __init__(
         self, shards: list[Shard], work: Work, *, seed: int, mode: str, num_workers: int, num_deals: int,
         pieces: Callable[[int], tuple[Piece, ...]], kills: int = 0, tensors: Sequence[TensorSpec] = (),
+        watched: bool = False,
     ) -> None:  # fmt: skip
-        self.shards, self.mode, self.num_workers = shards, mode, num_workers
+        self.shards, self.mode, self.num_workers, self.watched = shards, mode, num_workers, watched
         self._work, self._random, self._pieces = work, random.Random(seed), pieces
-        self._deals_left, self._kills_left, self._number = num_deals, kills, 0
+        self._deals_left, self._kills_left, self._number, self._clock = num_deals, kills, 0, 0
+        self._setting = parse_consistency(mode)
         self._bell = Bell.create()
         self._open: dict[int, Compute] = {}  # pushes that nothing was said of yet, by worker
         self._step: set[int] = set()  # grouped: workers that were dealt something in the present step
@@ -105,7 +117,7 @@ class Run:
 
     @property
     def grouped(self) -> bool:
-        return self.mode != "asp"
+        return is_grouped(self._setting)
 
     def _versions(self) -> tuple[int, ...]:
         return tuple(int(shard.memory.header[Header.VERSION]) for shard in self.shards)
@@ -153,7 +165,7 @@ class Run:
         else:
             self._deals_left -= 1
         deal = Compute(
-            worker=worker, deal=self._number, pieces=self._pieces(self._number), clock=0,
+            worker=worker, deal=self._number, pieces=self._pieces(self._number), clock=self._clock,
             grouped=self.grouped, mode=self.mode,
         )  # fmt: skip
         self._open[worker] = deal
@@ -197,7 +209,7 @@ class Run:
         if not self.grouped or not self._deals_left or len(self._step | self._late) < self.num_workers:
             return False
         missing = [worker for worker in self._open if worker not in self._late and not self._on_offer(worker)]
-        return len(missing) <= (self.mode == "backup")
+        return len(missing) <= isinstance(self._setting, Backup)
 
     def _close_step(self) -> None:
         """Apply what is there as one update; whoever is late is dropped when it offers."""
@@ -206,16 +218,25 @@ class Run:
         self._random.shuffle(offered)
         members = tuple(self._member(worker) for worker in offered)
         if members:
-            answers = []
+            count = self._setting.fragments if isinstance(self._setting, StreamingDiloco) else 1
+            fragment, answers = self._clock % count, []
             for shard in self.shards:
-                outcomes = shard.apply_group([(m.worker, m.sequence, m.weight) for m in members], lr=0.05)
+                start, stop = fragment_range(shard.memory.shape.num_elements, fragment, count)
+                outcomes = shard.apply_group(
+                    [(m.worker, m.sequence, m.weight) for m in members], lr=0.05, start=start, stop=stop
+                )
                 answers.append([(each.verdict, each.version) for each in outcomes])
-            versions = versions_applied(answers)
-            self.lines.append(Applied(members=members, versions=versions, lr=0.05, grouped=True))
+            self.lines.append(
+                Applied(
+                    members=members, versions=versions_applied(answers), lr=0.05, grouped=True,
+                    fragment=fragment, fragments=count,
+                )
+            )  # fmt: skip
         self._late |= set(present) - set(offered)
         for worker in offered:
             self._settled(worker)
         self._step.clear()
+        self._clock += 1
         self._deals_left -= 1
 
     def _drop_late(self) -> list[Callable[[], Any]]:
@@ -254,31 +275,47 @@ class Run:
 
 
 class Seat:
-    """What a live worker has of a run; like the one in a replay, but with a witness."""
+    """What a live worker has of a run; like the one in a replay, but it tells what happens."""
 
     def __init__(self, run: Run, worker: int, incarnation: int, turn: Turn, bell: Bell) -> None:
         self._run, self.worker, self.incarnation, self._turn = run, worker, incarnation, turn
         self.links: list[Link] = [
-            TornLink(shard.memory, worker, bell, turn, first=number == 0)
-            for number, shard in enumerate(run.shards)
+            TornLink(self, number, shard.memory, bell, turn) for number, shard in enumerate(run.shards)
         ]
-        self.witness: Witness | None = Witness(lambda values: run.told(worker, incarnation, values))
+        self.witness = None if run.watched else Witness(self.tell)
+        self._pulls: list[list[Runs]] = [[] for _ in run.shards]
 
     def receive(self) -> Mapping[str, Any]:
         self._turn.wait(lambda: self._run.has_deal(self.worker))
+        for pulls in self._pulls:
+            pulls.clear()
         return self._run.deal(self.worker)
 
     def send(self, values: Mapping[str, Any]) -> None:
-        if values["served"]["kind"] == "applied":
+        said = values["served"]
+        if said["kind"] == "applied":
             self._run.applied(self.worker)
+        elif said["kind"] == "refused" and self._run.watched:
+            self.tell_watched(said["deal"], pushed=False)
+
+    def tell(self, values: Mapping[str, Any]) -> None:
+        self._run.told(self.worker, self.incarnation, values)
+
+    def pulled(self, number: int, versions: NDArray[np.uint64]) -> None:
+        self._pulls[number].append(encode_runs(versions))
+
+    def tell_watched(self, deal: int, *, pushed: bool) -> None:
+        if self._run.watched:
+            pulls = list(zip(*self._pulls, strict=True))
+            self.tell({"deal": deal, "pulls": pulls, "pushed": pushed, "checksums": ()})
 
 
 class TornLink:
     """A link whose pulls pause before every chunk, and whose waits let others run."""
 
-    def __init__(self, memory: ShardMemory, slot: int, bell: Bell, turn: Turn, *, first: bool) -> None:
-        self._inner = LocalLink(memory, slot, server_bell=bell, worker_bell=bell, views=False)
-        self._memory, self._slot, self._turn, self._first = memory, slot, turn, first
+    def __init__(self, seat: Seat, number: int, memory: ShardMemory, bell: Bell, turn: Turn) -> None:
+        self._seat, self._number, self._memory, self._turn = seat, number, memory, turn
+        self._inner = LocalLink(memory, seat.worker, server_bell=bell, worker_bell=bell, views=False)
         self.num_elements, self.gradients = memory.shape.num_elements, self._inner.gradients
         self.parameters = self._inner.parameters
         self.bytes_sent = self.bytes_received = 0
@@ -290,15 +327,18 @@ class TornLink:
             start, stop = self._memory.chunk_range(chunk)
             versions[chunk] = self._memory.chunks[chunk] >> np.uint64(1)
             self.parameters[start:stop] = self._memory.parameters[start:stop]
+        self._seat.pulled(self._number, versions)
         return versions
 
     def offer(self, offer: Offer) -> None:
-        if self._first:
+        if not self._number:
+            self._seat.tell_watched(offer.sequence, pushed=True)
             self._turn.wait(once())
         self._inner.offer(offer)
 
     def answer(self, sequence: int, *, deadline_seconds: float) -> Answer:
-        self._turn.wait(lambda: bool(self._memory.slots[self._slot, Slot.ANSWERED] >= sequence))
+        words = self._memory.slots[self._seat.worker]
+        self._turn.wait(lambda: bool(words[Slot.ANSWERED] >= sequence))
         return self._inner.answer(sequence, deadline_seconds=deadline_seconds)
 
     def close(self) -> None:

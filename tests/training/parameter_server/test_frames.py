@@ -188,12 +188,12 @@ def test_junk_ends_the_connection_it_comes_on_and_nothing_else(
 
 @pytest.mark.parametrize("op", list(Op))
 def test_a_huge_length_is_refused_unread(served: tuple[StandIn, TcpService, TcpLink], op: Op) -> None:
-    server, found, link = served
+    _, found, link = served
     resident = psutil.Process().memory_info().rss
     stream = enter(found)
     closed = found.num_closed
+    stream.send(encode(Frame(op=op, service=1, length=MAX_BODY_BYTES, sequence=1, start=0, stop=4096)))
     with pytest.raises(Broken):
-        stream.send(encode(Frame(op=op, service=1, length=MAX_BODY_BYTES, sequence=1, start=0, stop=4096)))
         stream.receive_frame()
     stream.close()
     if op is not Op.BYE:

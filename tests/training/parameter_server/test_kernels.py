@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def run(kernels: Kernels, optimizer: Optimizer, cuts: list[int], steps: int = 3)
     initialise_states(optimizer, states)
     for step in range(1, steps + 1):
         gradient = normal(cuts[-1], seed=step)
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             kernels.update(
                 parameters[start:stop], gradient[start:stop], states[:, start:stop], lr=0.01 * step, step=step
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -107,7 +109,7 @@ def test_fragments_cover_a_shard_in_order(blocks: int, fragments: int) -> None:
     ranges = [fragment_range(blocks * ALIGNMENT, fragment, fragments) for fragment in range(fragments)]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == blocks * ALIGNMENT
-    assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(ranges))
     lengths = [stop - start for start, stop in ranges]
     assert max(lengths) - min(lengths) <= ALIGNMENT
 

@@ -181,7 +181,7 @@ def test_a_primary_whose_backup_was_promoted_must_not_answer() -> None:
     pair = Pair()
     try:
         pair.backup.promote()
-        with pytest.raises(Fault, match="does not answer|no parameter server"):
+        with pytest.raises(Fault, match=r"does not answer|no parameter server"):
             pair.replicator.before_answer(pair.offer(1, 1))
     finally:
         pair.close()

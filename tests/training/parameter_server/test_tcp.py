@@ -21,6 +21,7 @@ from leptonai.training.parameter_server.frames import (
 from leptonai.training.parameter_server.link import Link, Offer
 from leptonai.training.parameter_server.memory import APPLIED, Header, ShardShape, Slot
 from leptonai.training.parameter_server.tcp_link import TcpLink
+from leptonai.training.parameter_server.tcp_push import piece
 from leptonai.training.parameter_server.tcp_server import Service, TcpService
 from tests.training.parameter_server.tcp_stand_in import JOB, TOKEN, StandIn, numbers, small_shape, stand_in
 
@@ -209,22 +210,24 @@ def test_a_retry_of_an_answered_push_is_answered_and_not_applied() -> None:
 
 
 def test_a_reconnecting_worker_takes_the_place_of_its_old_connection() -> None:
-    with stand_in() as server, service(server) as found, link_to(found, server) as old:
-        with link_to(found, server) as new:
-            new.ping(deadline_seconds=5)
-            with pytest.raises(Fault):
-                old._session.streams[0].receive_frame()
-            new.offer(whole(new, 1))
-            assert new.answer(1, deadline_seconds=5).verdict == APPLIED
+    with (
+        stand_in() as server,
+        service(server) as found,
+        link_to(found, server) as old,
+        link_to(found, server) as new,
+    ):
+        new.ping(deadline_seconds=5)
+        with pytest.raises(Fault):
+            old._session.streams[0].receive_frame()
+        new.offer(whole(new, 1))
+        assert new.answer(1, deadline_seconds=5).verdict == APPLIED
 
 
 def test_a_half_received_push_is_never_offered() -> None:
     with stand_in(BIG) as server, service(server) as found:
         with link_to(found, server) as link:
             link.gradients[:] = 1.0
-            link._session.streams[0].send(
-                link._piece(whole(link, 1), memoryview(bytes(BIG.num_elements * 4)), 0)
-            )
+            link._session.streams[0].send(piece(0, whole(link, 1), BIG.num_elements * 4, 0))
             link._session.streams[0].send(bytes(1000))
         with link_to(found, server) as link:
             link.pull(deadline_seconds=5)
@@ -289,17 +292,20 @@ def test_requests_reach_their_service() -> None:
     def refusing(slot: int, payload: memoryview) -> list[memoryview | bytes]:
         raise InputError("row 9 is out of range")
 
-    with stand_in() as server, service(server, {3: doubled, 4: refusing}) as found:
-        with link_to(found, server, slot=1) as link:
-            rows = numbers(1, 500_000)
-            response = link.request(3, [rows[:10], rows[10:]], deadline_seconds=5)
-            assert response[0] == 1
-            np.testing.assert_array_equal(np.frombuffer(response[1:], np.float32), rows * 2)
-            with pytest.raises(Fault, match="row 9"):
-                link.request(4, [b""], deadline_seconds=5)
-            with pytest.raises(Fault, match="no service 5"):
-                link.request(5, [b"x"], deadline_seconds=5)
-            link.ping(deadline_seconds=5)
+    with (
+        stand_in() as server,
+        service(server, {3: doubled, 4: refusing}) as found,
+        link_to(found, server, slot=1) as link,
+    ):
+        rows = numbers(1, 500_000)
+        response = link.request(3, [rows[:10], rows[10:]], deadline_seconds=5)
+        assert response[0] == 1
+        np.testing.assert_array_equal(np.frombuffer(response[1:], np.float32), rows * 2)
+        with pytest.raises(Fault, match="row 9"):
+            link.request(4, [b""], deadline_seconds=5)
+        with pytest.raises(Fault, match="no service 5"):
+            link.request(5, [b"x"], deadline_seconds=5)
+        link.ping(deadline_seconds=5)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +328,11 @@ def test_who_does_not_belong_is_refused_with_the_reason(changes: dict[str, objec
 
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with stand_in() as server, service(server) as found, socket.create_connection(found.address) as connection:
+    with (
+        stand_in() as server,
+        service(server) as found,
+        socket.create_connection(found.address) as connection,
+    ):
         connection.sendall(b"LPSW\x09" + bytes(59))
         assert b"another version" in connection.recv(200)
 

@@ -16,7 +16,7 @@ from leptonai.core.errors import Fault, InputError
 from leptonai.training.data.dataset import Arrays, Data
 from leptonai.training.job import Evaluate, TrainJob
 from leptonai.training.learner import Alone, Learner
-from leptonai.training.optimizers import SGD, Adam, AdamW
+from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb
 from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
 from leptonai.training.pytorch.losses import build_optimizer, loss_function, metric_function
 from leptonai.training.pytorch.tensors import from_raw, to_raw
@@ -123,7 +123,9 @@ def test_evaluation_sums_over_batches_of_any_size() -> None:
     assert whole["accuracy"] == float((outputs == Y).sum())
 
 
-@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01), AdamW(lr=0.01)])
+@pytest.mark.parametrize(
+    "optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01), AdamW(lr=0.01), Adagrad(lr=0.1)]
+)
 def test_a_snapshot_taken_over_goes_on_bit_for_bit(optimizer: object) -> None:
     calm, broken = learner(optimizer=optimizer), learner(optimizer=optimizer)
     for each in (calm, broken):
@@ -135,6 +137,11 @@ def test_a_snapshot_taken_over_goes_on_bit_for_bit(optimizer: object) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(calm.model.parameters(), other.model.parameters(), strict=True)
     )
+
+
+def test_an_optimiser_that_pytorch_does_not_have_is_refused() -> None:
+    with pytest.raises(InputError, match="PyTorch has no LAMB"):
+        learner(optimizer=Lamb())
 
 
 def test_a_snapshot_of_another_model_or_optimizer_is_refused() -> None:

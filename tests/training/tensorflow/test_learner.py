@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,14 @@ from leptonai.core.errors import Fault, InputError
 from leptonai.training.data.dataset import Arrays, Data
 from leptonai.training.job import Evaluate, TrainJob
 from leptonai.training.learner import Alone, Batch, LearnerState, shares
-from leptonai.training.optimizers import SGD, Adam, AdamW
+from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb
+from leptonai.training.parameter_server.kernels import initialise_states, num_states
+from leptonai.training.parameter_server.memory import PUSH, ShardMemory, ShardShape, Slot
+from leptonai.training.parameter_server.shard import Shard
 
 keras = pytest.importorskip("keras")
 
+from leptonai.training.tensorflow.build import build_optimizer  # noqa: E402
 from leptonai.training.tensorflow.learner import KerasLearner  # noqa: E402
 from leptonai.training.tensorflow.metrics import CompiledMetric  # noqa: E402
 from leptonai.training.tensorflow.objective import WeightedStep  # noqa: E402
@@ -397,6 +402,34 @@ def test_metrics_compiled_into_the_model_are_found_by_name() -> None:
     )
     assert {name: value / 24 for name, value in sums.items()} == pytest.approx(expected, rel=1e-5)
     assert sums["top"] == 24
+
+
+def test_keras_steps_by_adagrad_and_lamb_are_the_parameter_servers() -> None:
+    start = np.random.default_rng(0).standard_normal(64).astype(np.float32)
+    slope = np.random.default_rng(1).standard_normal(64).astype(np.float32)
+    for chosen in (Adagrad(lr=0.1, initial_accumulator=0.1), Lamb(lr=0.1, weight_decay=0.0)):
+        weight = keras.Variable(start)
+        optimizer = build_optimizer(job(optimizer=chosen), SimpleNamespace(trainable_variables=[weight]))
+        memory = ShardMemory.create(
+            ShardShape(num_elements=64, num_states=num_states(chosen), num_slots=1, chunk_elements=64)
+        )
+        memory.parameters[:] = start
+        initialise_states(chosen, memory.states)
+        shard = Shard(memory, chosen, ranges=[(0, 64)])
+        memory.gradients(0)[:] = slope
+        memory.slots[0, [Slot.OP, Slot.STOP]] = PUSH, 64
+        for sequence in (1, 2, 3):
+            optimizer.apply([keras.ops.convert_to_tensor(slope)], [weight])
+            memory.slots[0, Slot.OFFERED] = sequence
+            shard.apply_group([(0, sequence, 1.0)], lr=0.1)
+        np.testing.assert_allclose(np.asarray(weight), memory.parameters, rtol=1e-5, atol=1e-6)
+        memory.close()
+
+
+@pytest.mark.parametrize("chosen", [Adagrad(weight_decay=0.1), Lamb()])
+def test_decay_that_keras_would_apply_elsewhere_is_refused(chosen: Adagrad | Lamb) -> None:
+    with pytest.raises(InputError, match="expected weight_decay=0"):
+        KerasLearner(job(optimizer=chosen), Alone(), tuning=Tuning())
 
 
 def test_weights_before_the_labels_go_to_the_loss_as_keras_sample_weights() -> None:

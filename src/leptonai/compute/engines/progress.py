@@ -15,6 +15,8 @@ from typing import Literal
 _SLOT = struct.Struct("<QQQ")
 _SLOT_BYTES = 64  # one cache line each, so that writers do not disturb one another
 
+MOST_WORKERS = 64  # one page of memory
+
 Phase = Literal["starting", "computing", "exchanging", "pausing"]
 _PHASES: tuple[Phase, ...] = ("starting", "computing", "exchanging", "pausing")
 
@@ -32,19 +34,21 @@ class Progress:
 class ProgressPage:
     """The page itself; ``fd`` is passed to the workers, who attach by it.
 
+    It has room for more workers than it begins with: at least :data:`MOST_WORKERS`.
+
     ``pausing`` is a phase without deadline: saving, evaluating, waiting for an answer.
     """
 
     def __init__(self, fd: int, num_workers: int) -> None:
         self.fd = fd
-        self._num_workers = num_workers
-        self._memory = mmap.mmap(fd, num_workers * _SLOT_BYTES)
+        self.num_workers = num_workers
+        self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
 
     @classmethod
     def create(cls, num_workers: int) -> ProgressPage:
         """A fresh page in anonymous memory (memfd: it vanishes with its last holder)."""
         fd = os.memfd_create("lepton-progress", os.MFD_CLOEXEC)
-        os.ftruncate(fd, num_workers * _SLOT_BYTES)
+        os.ftruncate(fd, max(num_workers, MOST_WORKERS) * _SLOT_BYTES)
         page = cls(fd, num_workers)
         for rank in range(num_workers):
             page.note(rank, 0, "starting")
@@ -55,9 +59,9 @@ class ProgressPage:
         _SLOT.pack_into(self._memory, rank * _SLOT_BYTES, step, _PHASES.index(phase), time.monotonic_ns())
 
     def read(self) -> list[Progress]:
-        """Where all workers are."""
+        """Where the workers of ranks below ``num_workers`` are."""
         found = []
-        for rank in range(self._num_workers):
+        for rank in range(self.num_workers):
             step, phase, since = _SLOT.unpack_from(self._memory, rank * _SLOT_BYTES)
             found.append(Progress(rank=rank, step=step, phase=_PHASES[phase % 4], since_seconds=since / 1e9))
         return found

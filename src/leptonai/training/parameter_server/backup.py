@@ -89,9 +89,7 @@ class Backup:
         if guest.slot != REPLICA_SLOT:
             raise NotAdmitted("this is a backup")
         with self._changed:
-            if self._primary is not None:
-                self._primary.abort()
-            if not self._changed.wait_for(lambda: self._primary is None, self._patience_seconds):
+            if not self._changed.wait_for(self._is_alone, self._patience_seconds):
                 raise NotAdmitted("busy")
             self._primary = stream
         shape = self._memory.shape
@@ -99,6 +97,11 @@ class Backup:
             num_elements=shape.num_elements, num_states=shape.num_states, chunk_elements=shape.chunk_elements,
             version=self._version(), offered=self._identity, answered=0,
         )  # fmt: skip
+
+    def _is_alone(self) -> bool:
+        if self._primary is not None:
+            self._primary.abort()
+        return self._primary is None
 
     def serve(self, guest: Guest, stream: Stream) -> None:
         """Called by the listener."""

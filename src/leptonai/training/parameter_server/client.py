@@ -13,7 +13,6 @@ from leptonai.training.parameter_server.codecs.feedback import ErrorFeedback
 from leptonai.training.parameter_server.flat import TensorSpec
 from leptonai.training.parameter_server.layout import ShardLayout, fragment_range
 from leptonai.training.parameter_server.link import Answer, Link, Offer
-from leptonai.training.parameter_server.local_link import LocalLink
 from leptonai.training.parameter_server.memory import APPLIED
 
 DEADLINE_SECONDS = 60.0
@@ -164,13 +163,11 @@ class Client:
                     codec=0 if payload is not None else -1, payload=payload,
                 )
             )  # fmt: skip
-        local = [link for link in self._links if isinstance(link, LocalLink)]
         for link, offer in zip(self._links, offers, strict=True):
-            if isinstance(link, LocalLink):
-                link.prepare(offer)
-            else:
-                link.offer(offer)
-        for link in local:
+            link.prepare(offer)
+        for link in self._links:
+            link.prepared(sequence, deadline_seconds=self._deadline_seconds)
+        for link in self._links:
             link.submit(sequence)
 
     def _encode(self, part: tuple[int, int, int], values: NDArray[np.float32]) -> memoryview | None:

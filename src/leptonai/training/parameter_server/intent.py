@@ -52,9 +52,9 @@ class UpdateLog:
     def __init__(self, memory: ShardMemory) -> None:
         self._memory = memory
         # Memoryviews: reading and writing a word costs a third of what it does through NumPy.
-        self.header = memoryview(memory.header)
-        self.slots = memoryview(memory.slots.reshape(-1))
-        self.chunks = memoryview(memory.chunks)
+        self.header = memory.header.data
+        self.slots = memory.slots.reshape(-1).data
+        self.chunks = memory.chunks.data
         self._journalled = memory.shape.journalled
 
     def begin(self, update: Update) -> None:

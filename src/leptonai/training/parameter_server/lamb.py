@@ -101,7 +101,8 @@ class LambRule:
 
     def _direction(self, start: int, stop: int, states: Floats, gradient: Floats, step: int) -> Floats:
         """Moves ``states`` and returns Adam's corrected direction plus the decay, in scratch."""
-        one, two = self._scratch[:2, : stop - start]
+        one: Floats = self._scratch[0, : stop - start]
+        two = self._scratch[1, : stop - start]
         optimizer = self._optimizer
         moments(gradient, states, optimizer.betas, one)
         np.sqrt(states[1], out=one)
@@ -110,7 +111,8 @@ class LambRule:
         np.divide(states[0], one, out=one)
         np.multiply(one, np.float32(1.0 / (1.0 - optimizer.betas[0] ** step)), out=one)
         np.multiply(self._memory.parameters[start:stop], np.float32(optimizer.weight_decay), out=two)
-        return np.add(one, two, out=one)
+        np.add(one, two, out=one)
+        return one
 
 
 def _squares(values: Floats, scratch: Floats) -> float:

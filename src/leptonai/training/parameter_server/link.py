@@ -87,6 +87,22 @@ class Link(Protocol):
         """Hand a push over; returns at once."""
         ...
 
+    def prepare(self, offer: Offer) -> None:
+        """Hand all of a push over but the word that offers it.
+
+        A push to several shards is prepared on all of them first: then whoever finds it offered on one may
+        offer it on the others, should this worker die in between.
+        """
+        ...
+
+    def prepared(self, sequence: int, *, deadline_seconds: float) -> None:
+        """Wait until the shard has all of what was prepared. Raises Fault after ``deadline_seconds``."""
+        ...
+
+    def submit(self, sequence: int) -> None:
+        """Offer what was prepared."""
+        ...
+
     def answer(self, sequence: int, *, deadline_seconds: float) -> Answer:
         """Wait for what became of the push. Raises Fault after ``deadline_seconds``."""
         ...

@@ -38,8 +38,8 @@ class LocalLink:
         self.bytes_sent = self.bytes_received = 0
         self.gradients = memory.gradients(slot)
         self._payload = memory.payload(slot)
-        self._words = memoryview(memory.slots[slot])
-        self._header = memoryview(memory.header)
+        self._words = memory.slots[slot].data
+        self._header = memory.header.data
         self.views = views
 
     @property
@@ -56,7 +56,7 @@ class LocalLink:
         memory = self.memory
         if self.views:
             return memory.chunks >> np.uint64(1)
-        source, target, chunks = memory.parameters, memory.reads(self.slot), memoryview(memory.chunks)
+        source, target, chunks = memory.parameters, memory.reads(self.slot), memory.chunks.data
         versions = np.empty(memory.shape.num_chunks, np.uint64)
         for chunk in range(memory.shape.num_chunks):
             start, stop = memory.chunk_range(chunk)
@@ -94,11 +94,7 @@ class LocalLink:
         self.submit(offer.sequence)
 
     def prepare(self, offer: Offer) -> None:
-        """Write all of a push but the word that offers it.
-
-        A push to several shards is prepared on all of them first: then whoever finds it offered on one may
-        offer it on the others, should this worker die in between.
-        """
+        """Write all of a push but the word that offers it."""
         words, memory = self._words, self.memory
         words[Slot.OP], words[Slot.FLAGS] = PUSH, GROUPED if offer.grouped else 0
         words[Slot.START], words[Slot.STOP] = offer.start, offer.stop
@@ -111,6 +107,9 @@ class LocalLink:
             self._payload[:size] = np.frombuffer(offer.payload, np.uint8)
         words[Slot.CODEC], words[Slot.PAYLOAD_BYTES] = max(offer.codec, 0), size
         self.bytes_sent += size or 4 * (offer.stop - offer.start)
+
+    def prepared(self, sequence: int, *, deadline_seconds: float) -> None:
+        """What was written is there."""
 
     def submit(self, sequence: int) -> None:
         """Offer what was prepared."""

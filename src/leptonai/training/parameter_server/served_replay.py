@@ -23,7 +23,7 @@ def served_work(
     layout: ShardLayout,
     num_workers: int,
     base_learning_rate: float,
-    make_codec: Callable[[int], Codec] | None = None,
+    make_codec: Callable[[int], Callable[[int], Codec]] | None = None,
 ) -> Callable[[Seat], None]:
     """The ``work`` of :func:`~leptonai.training.parameter_server.replay.replay`.
 
@@ -31,12 +31,12 @@ def served_work(
         job, data, layout, num_workers, base_learning_rate: as in the run.
         make_learner: a learner as each process of a worker began with: the framework's threads set, and what a
             checkpoint held taken over if the run went on from one.
-        make_codec: an encoder as the worker of that number has them; None: pushes are raw.
+        make_codec: what the worker of that number makes its encoders with, one a shard; None: pushes are raw.
     """
 
     def work(seat: Seat) -> None:
         learner = make_learner()
-        codec = None if make_codec is None else (lambda: make_codec(seat.worker))
+        codec = None if make_codec is None else make_codec(seat.worker)
         client = Client(seat.links, learner.tensors, layout, codec=codec)
 
         def rebind(mode: str) -> None:

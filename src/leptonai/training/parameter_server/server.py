@@ -46,7 +46,7 @@ def serve(
         commands: from the launcher.
         obey: follows one command; False ends the loop.
     """
-    header = memoryview(memory.header)
+    header = memory.header.data
     busy_until = time.monotonic() + SPIN_SECONDS
     while True:
         worked = False

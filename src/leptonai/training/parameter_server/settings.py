@@ -16,6 +16,7 @@ from leptonai.training.parameter_server.consistency import (
 
 Durability = Literal["journal", "replica", "none"]
 Reads = Literal["auto", "views", "copies"]
+Transport = Literal["auto", "tcp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class ParameterServer:
         hogwild: workers of one host update the shared weights themselves, without locks (Recht et al. 2011);
             asynchronous plain SGD only, nothing survives a crash of the host's workers.
         record: keep the interleaving, so that ``lepton replay`` reproduces the run bit for bit.
+        transport: ``"auto"``: shared memory between processes of one host; ``"tcp"``: TCP also there.
         tcp_fallback: use TCP on the same host where shared memory is too small, instead of ending.
 
     Raises:
@@ -54,6 +56,7 @@ class ParameterServer:
     staleness_scaled_lr: bool = False
     hogwild: bool = False
     record: bool = False
+    transport: Transport = "auto"
     tcp_fallback: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +65,7 @@ class ParameterServer:
         for name, words in (
             ("durability", ("journal", "replica", "none")),
             ("reads", ("auto", "views", "copies")),
+            ("transport", ("auto", "tcp")),
         ):
             if getattr(self, name) not in words:
                 raise InputError(
@@ -96,6 +100,11 @@ class ParameterServer:
             raise InputError(
                 f"ParameterServer: codec {self.codec!r} does not go with this mode",
                 hint="streaming_diloco compresses by its own bits, elastic_averaging not at all",
+            )
+        if self.transport == "tcp" and (self.hogwild or self.reads == "views"):
+            raise InputError(
+                "ParameterServer: over TCP nobody computes from the servers' own memory",
+                hint='reads="copies", hogwild=False',
             )
         if self.hogwild and (self.codec or self.delay_compensation or self.durability != "none"):
             raise InputError(

@@ -327,7 +327,7 @@ class Shard:
             return None
         out = self._buffer("decoded")[: stop - start]
         try:
-            payload = memoryview(self._gradients[slot]).cast("B")[:length]
+            payload = self._gradients[slot].data.cast("B")[:length]
             self._decode(log.word(slot, Slot.CODEC), payload, out)
         except (LeptonError, ValueError):  # ValueError: NumPy's, for a payload of the wrong size
             return None

@@ -68,14 +68,18 @@ class Inbox:
         """
         with self._changed:
             if session != self._session:
-                for old in self._streams:
-                    old.abort()
                 # Their threads may still be writing what lies in the kernel into the gradient memory.
-                if not self._changed.wait_for(lambda: not self._streams, self._patience_seconds):
+                if not self._changed.wait_for(self._is_empty, self._patience_seconds):
                     raise NotAdmitted(BUSY)
                 self._session = session
                 self._forget()
             self._streams.add(stream)
+
+    def _is_empty(self) -> bool:
+        # Each time anew: of two sessions that wait for a third to end, the later one stays.
+        for stream in self._streams:
+            stream.abort()
+        return not self._streams
 
     def leave(self, stream: Stream) -> None:
         """A connection has gone."""

@@ -14,7 +14,6 @@ from leptonai.core.errors import Fault, InputError, Refused
 from leptonai.training.parameter_server import frames
 from leptonai.training.parameter_server.frames import (
     CONTROL_BYTES,
-    FRAME_BYTES,
     REGION_CHUNKS,
     REGION_VERSION,
     Frame,
@@ -24,10 +23,11 @@ from leptonai.training.parameter_server.frames import (
 )
 from leptonai.training.parameter_server.link import Answer, Offer
 from leptonai.training.parameter_server.tcp_handshake import check_secrets
-from leptonai.training.parameter_server.tcp_pull import pull_range
+from leptonai.training.parameter_server.tcp_pull import pull_all
+from leptonai.training.parameter_server.tcp_push import ask_about, expect, send_push
 from leptonai.training.parameter_server.tcp_regions import receive_region, send_region
 from leptonai.training.parameter_server.tcp_session import BROKEN, Session
-from leptonai.training.parameter_server.tcp_stream import Part, Stream, as_bytes
+from leptonai.training.parameter_server.tcp_stream import Part, as_bytes
 from leptonai.training.parameter_server.tls import check_mutual
 
 # How long the server may keep silent about a push before it says that there is no answer yet: a worker then
@@ -180,7 +180,7 @@ class TcpLink:
         def ask(deadline: float) -> memoryview:
             stream = self._session.streams[0]
             stream.send(head, *views)
-            frame = _expect(stream, Op.RESPONSE)
+            frame = expect(stream, Op.RESPONSE)
             if frame.length > (CONTROL_BYTES if frame.flags else self._max_response_bytes):
                 raise Malformed(f"a response of {frame.length} bytes is too long")
             if len(self._response) < frame.length:
@@ -224,7 +224,7 @@ class TcpLink:
             stream = self._session.streams[0]
             stream.send(encode(asked))
             send_region(stream, region, self._slot, start, as_bytes(values), values.itemsize)
-            _expect(stream, Op.STORED)
+            expect(stream, Op.STORED)
 
         self._persist(deadline_seconds, f"storing region {region}", ask)
 
@@ -233,7 +233,7 @@ class TcpLink:
 
         def ask(deadline: float) -> None:
             self._session.streams[0].send(encode(Frame(op=Op.PING, slot=self._slot)))
-            _expect(self._session.streams[0], Op.PONG)
+            expect(self._session.streams[0], Op.PONG)
 
         self._persist(deadline_seconds, "a ping", ask)
 
@@ -293,39 +293,7 @@ class TcpLink:
         return memoryview(b"") if offer.payload is None else offer.payload.cast("B")
 
     def _send_push(self, offer: Offer) -> None:
-        """Begin to send a push; small ones are on their way when this returns, others in threads."""
-        payload = self._payload(offer)
-        flags = (frames.GROUPED if offer.grouped else 0) | (frames.HELD if self._held else 0)
-        about = Frame(
-            op=Op.OFFER, flags=flags, slot=self._slot, codec=max(offer.codec, -1),
-            sequence=offer.sequence, start=offer.start, stop=offer.stop, total=len(payload),
-        )  # fmt: skip
-        opening = encode(about, frames.offer_body(offer.lr, offer.weight, offer.clock, offer.read_version))
-        pieces = range(0, len(payload), FRAME_BYTES)
-        if len(pieces) == 1:
-            self._session.streams[0].send(opening, self._piece(offer, payload, 0), payload)
-            return
-        self._session.streams[0].send(opening)
-        count = len(self._session.streams)
-        share = -(-len(pieces) // count)
-
-        def send(some: range) -> Callable[[Stream], None]:
-            def run(stream: Stream) -> None:
-                for offset in some:
-                    stream.send(self._piece(offer, payload, offset), payload[offset : offset + FRAME_BYTES])
-
-            return run
-
-        self._session.start([send(pieces[index * share : (index + 1) * share]) for index in range(count)])
-
-    def _piece(self, offer: Offer, payload: memoryview, offset: int) -> bytes:
-        return encode(
-            Frame(
-                op=Op.DATA, slot=self._slot, codec=max(offer.codec, -1), sequence=offer.sequence,
-                start=offer.start, stop=offer.stop, offset=offset, total=len(payload),
-                length=min(FRAME_BYTES, len(payload) - offset),
-            )
-        )  # fmt: skip
+        send_push(self._session, self._slot, offer, self._payload(offer), held=self._held)
 
     def _ask(self, sequence: int, deadline: float) -> Answer | None:
         """One question after the push; None: no answer yet."""
@@ -336,51 +304,16 @@ class TcpLink:
         return Answer(verdict=verdict, version=version, staleness=staleness)
 
     def _wait(self, sequence: int, deadline: float, flags: int) -> bytes | None:
-        """What the server says about a push before long; None: nothing yet."""
         stream, silence = self._session.streams[0], self._session.silence_seconds
         patience = min(_WAIT_SECONDS, silence / 2, max(0.0, deadline - time.monotonic()))
         stream.set_stall(silence)
-        question = Frame(
-            op=Op.WAIT, flags=flags, slot=self._slot, sequence=sequence, total=int(patience * 1000) + 1
-        )
-        stream.send(encode(question))
-        frame = _expect(stream, Op.ANSWER)
-        body = stream.receive_body(frame)
-        if frame.sequence != sequence:
-            raise Malformed("the answer to another push")
-        return None if frame.flags & frames.PENDING else body
+        return ask_about(stream, self._slot, sequence, flags=flags, patience_seconds=patience)
 
     def _pull(self, deadline: float) -> NDArray[np.uint64]:
-        size = self._chunk_elements
-        num_chunks = -(-self.num_elements // size)
-        versions = np.zeros(num_chunks, np.uint64)
-        count = min(len(self._session.streams), num_chunks)
-        share = -(-num_chunks // count)
-        seen = [0] * count
-
-        def take(index: int) -> Callable[[Stream], None]:
-            chunks = slice(index * share, min((index + 1) * share, num_chunks))
-
-            def run(stream: Stream) -> None:
-                if chunks.start < chunks.stop:
-                    seen[index] = pull_range(stream, self._slot, size, chunks, self.parameters, versions)
-
-            return run
-
-        if count == 1:
-            take(0)(self._session.streams[0])
-        else:
-            self._session.start([take(index) for index in range(count)])
-            self._session.settle()
-        self.read_version = min(value for index, value in enumerate(seen) if index * share < num_chunks)
+        versions, self.read_version = pull_all(
+            self._session, self._slot, self._chunk_elements, self.parameters
+        )
         return versions
 
     def _count(self) -> None:
         self.bytes_sent, self.bytes_received = self._session.bytes_sent, self._session.bytes_received
-
-
-def _expect(stream: Stream, op: Op) -> Frame:
-    frame = stream.receive_frame()
-    if frame.op is not op:
-        raise Malformed(f"{frame.op.name} where {op.name} belongs")
-    return frame

@@ -1,12 +1,46 @@
-"""A worker's side of reading parameters over one stream."""
+"""A worker's side of reading parameters."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leptonai.training.parameter_server.frames import Frame, Malformed, Op, encode
+from leptonai.training.parameter_server.tcp_session import Session
 from leptonai.training.parameter_server.tcp_stream import Stream, as_bytes
+
+
+def pull_all(
+    session: Session, slot: int, chunk_elements: int, parameters: NDArray[np.float32]
+) -> tuple[NDArray[np.uint64], int]:
+    """Bring all parameters up to date, each stream its share of the chunks.
+
+    Returns:
+        Each chunk's version, and the smallest version of the shard that a stream began at.
+
+    Raises:
+        Broken, Malformed: the connections are of no further use.
+    """
+    num_chunks = -(-len(parameters) // chunk_elements)
+    versions = np.zeros(num_chunks, np.uint64)
+    share = -(-num_chunks // len(session.streams))
+    shares = [slice(first, min(first + share, num_chunks)) for first in range(0, num_chunks, share)]
+    seen = [0] * len(shares)
+
+    def take(index: int) -> Callable[[Stream], None]:
+        def run(stream: Stream) -> None:
+            seen[index] = pull_range(stream, slot, chunk_elements, shares[index], parameters, versions)
+
+        return run
+
+    if len(shares) == 1:
+        take(0)(session.streams[0])
+    else:
+        session.start([take(index) for index in range(len(shares))])
+        session.settle()
+    return versions, min(seen)
 
 
 def pull_range(

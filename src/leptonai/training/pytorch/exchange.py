@@ -20,17 +20,6 @@ from leptonai.training.loopback import LOOPBACK_ENVIRONMENT
 JOIN_TIMEOUT = datetime.timedelta(seconds=20)
 # The supervisor notices a lost worker long before; this only bounds the wait without one.
 TIMEOUT = datetime.timedelta(minutes=30)
-# gloo and NCCL say in these words that another worker is gone.
-LOST_PEER_WORDS = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "connectFullMesh",
-    "Broken pipe",
-    "Read error",
-    "Write error",
-    "ncclRemoteError",
-)
-
 
 class TorchExchange:
     """The process group of one gang; satisfies :class:`leptonai.training.learner.Exchange`.
@@ -87,11 +76,6 @@ class TorchExchange:
             if found.get(fd) == name:
                 _shut_down(fd)
         dist.destroy_process_group()
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether an exchange broke only because another worker is gone."""
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_PEER_WORDS)
 
 
 def _sockets() -> dict[int, str]:

@@ -106,6 +106,7 @@ class ShardedEmbedding(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
             rows_UW = tf.ensure_shape(tf.numpy_function(pull, [ids_U], tf.float32), [None, width])
 
             def backward(grads_UW: Any, variables: Any = None) -> Any:
+                grads_UW = tf.convert_to_tensor(grads_UW)  # eager gathers hand slices back
                 zero = tf.ensure_shape(tf.numpy_function(keep, [ids_U, grads_UW], tf.float32), [])
                 return (zero, [None] * len(variables)) if variables else zero
 
