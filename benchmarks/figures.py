@@ -59,6 +59,8 @@ class Benchmark:
         figures, columns: what is computed from them.
         packages: those of our own environment whose versions are recorded.
         peer_versions: versions in the peers' environment.
+        num_runs: of each contestant, where ``--runs`` does not say.
+        preface: paragraphs of the results file that say what was measured and under which assumptions.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Benchmark:
     columns: tuple[Column, ...]
     packages: tuple[str, ...] = ("torch", "numpy")
     peer_versions: Mapping[str, str] = field(default_factory=dict)
+    num_runs: int = 5
+    preface: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,9 @@ def parse_options(argv: Sequence[str] | None, benchmark: Benchmark) -> Options:
     names = [figure.name for figure in benchmark.figures]
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark.name}")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each contestant, at least 1")
+    parser.add_argument(
+        "--runs", type=int, default=benchmark.num_runs, help="runs of each contestant, at least 1"
+    )
     parser.add_argument(
         "--only", nargs="+", choices=names, default=names, metavar="FIGURE", help=", ".join(names)
     )
@@ -249,6 +255,7 @@ def results_text(benchmark: Benchmark, results: Results, line: Mapping[str, Any]
         f"- hardware: {machine.hardware()}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in found.items())}",
         "",
+        *(text for paragraph in benchmark.preface for text in (paragraph, "")),
         *_markdown(("figure", "value", "must be", "met"), figure_rows(line)),
         "",
         *_markdown(

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from benchmarks.certificates import Certificates, make_certificates
 from benchmarks.parameter_server_work import (
     GRADIENT,
@@ -27,9 +25,10 @@ from benchmarks.parameter_server_work import (
 from benchmarks.rounds import Rounds, read_words, time_rounds
 from leptonai.training.optimizers import SGD, Adam, Optimizer
 from leptonai.training.parameter_server.bell import Bell
+from leptonai.training.parameter_server.kernels import all_finite
 from leptonai.training.parameter_server.layout import ALIGNMENT
 from leptonai.training.parameter_server.link import Link, Offer
-from leptonai.training.parameter_server.local_link import LocalLink
+from leptonai.training.parameter_server.local_link import LocalLink, copy_checked
 from leptonai.training.parameter_server.memory import APPLIED, ShardMemory, ShardShape, Slot
 from leptonai.training.parameter_server.server import serve
 from leptonai.training.parameter_server.tls import mutual_tls
@@ -56,11 +55,14 @@ def in_one_host(asked: Rounds, *, journalled: bool, views: bool, in_place: bool 
         push_and_pull(link, asked, in_place=in_place)
 
 
-def push_and_pull(link: Link, asked: Rounds, *, in_place: bool = False, applied: bool = True) -> None:
+def push_and_pull(
+    link: Link, asked: Rounds, *, in_place: bool = False, looked: bool = True, applied: bool = True
+) -> None:
     """The rounds.
 
     Args:
         in_place: the gradient is made where it is pushed from, so nothing copies it.
+        looked: whether the pusher looks that all is finite.
         applied: whether the server applies pushes, so that the parameters change.
     """
     mine = gradient(link.num_elements)
@@ -70,9 +72,12 @@ def push_and_pull(link: Link, asked: Rounds, *, in_place: bool = False, applied:
     def round_() -> None:
         nonlocal sequence
         sequence += 1
+        # As in training: who pushes looks whether all is finite, while writing it where it can.
         if not in_place:
-            np.copyto(link.gradients, mine)
-        link.offer(Offer(sequence=sequence, start=0, stop=link.num_elements, lr=LEARNING_RATE))
+            assert copy_checked(mine, link.gradients)
+        elif looked:
+            assert all_finite(link.gradients)
+        link.offer(Offer(sequence=sequence, start=0, stop=link.num_elements, lr=LEARNING_RATE, vouched=True))
         answer = link.answer(sequence, deadline_seconds=DEADLINE_SECONDS)
         assert answer.verdict == APPLIED
         link.pull(deadline_seconds=DEADLINE_SECONDS)
@@ -112,7 +117,7 @@ def over_tcp(asked: Rounds, *, encrypted: bool) -> None:
                 [line.recv()], job=JOB, token=TOKEN, slot=0, num_elements=shape.num_elements,
                 tls=_tls("worker", files),
             )  # fmt: skip
-            push_and_pull(link, asked, in_place=True, applied=False)
+            push_and_pull(link, asked, in_place=True, looked=False, applied=False)
             link.close()
 
 
@@ -222,7 +227,7 @@ def server_adam(asked: Rounds) -> None:
     def round_() -> None:
         nonlocal sequence
         sequence += 1
-        link.offer(Offer(sequence=sequence, start=0, stop=link.num_elements, lr=1e-3))
+        link.offer(Offer(sequence=sequence, start=0, stop=link.num_elements, lr=1e-3, vouched=True))
         assert shard.apply(0).verdict == APPLIED
 
     time_rounds(round_, asked)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -26,12 +27,26 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """The mean loss over the test set had been measured as ``value`` by ``at_seconds``, after ``step`` steps."""
+
+    at_seconds: float
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """All that is read from one run's report; ``first_step_at_seconds`` is None where steps were not timed."""
+    """All that is read from one run's report; ``first_step_at_seconds`` is None where steps were not timed.
+
+    ``numbers`` are what else a contestant reported, by names of its theme's own.
+    """
 
     first_step_at_seconds: float | None = None
     marks: tuple[Mark, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +101,8 @@ def from_events(lines: Iterable[str]) -> Progress:
     examples = 0
     marks: list[Mark] = []
     accuracies: list[Accuracy] = []
+    losses: list[Loss] = []
+    numbers: dict[str, float] = {}
     for values in _objects(lines):
         at_seconds = float(values.get("at_seconds", 0.0))
         if values.get("kind") == "step_done":
@@ -95,11 +112,25 @@ def from_events(lines: Iterable[str]) -> Progress:
                     at_seconds, num_steps=int(values["step"]), seconds=float(values["seconds"])
                 )
             marks.append(Mark(at_seconds=at_seconds, examples=examples))
-        elif values.get("kind") == "evaluated" and "accuracy" in values["metrics"]:
-            accuracies.append(Accuracy(at_seconds=at_seconds, value=float(values["metrics"]["accuracy"])))
+        elif values.get("kind") == "staleness":
+            numbers = {name: float(values[name]) for name in ("bytes_sent", "bytes_received")}
+        elif values.get("kind") == "evaluated":
+            metrics = values["metrics"]
+            if "accuracy" in metrics:
+                accuracies.append(Accuracy(at_seconds=at_seconds, value=float(metrics["accuracy"])))
+            if "loss" in metrics:
+                losses.append(
+                    Loss(at_seconds=at_seconds, step=int(values["step"]), value=float(metrics["loss"]))
+                )
     if first is None:
         raise Unmeasured("the run reported no optimiser step")
-    return Progress(first_step_at_seconds=first, marks=tuple(marks), accuracies=tuple(accuracies))
+    return Progress(
+        first_step_at_seconds=first,
+        marks=tuple(marks),
+        accuracies=tuple(accuracies),
+        losses=tuple(losses),
+        numbers=numbers,
+    )
 
 
 def first_step_at(at_seconds: float, *, num_steps: int, seconds: float) -> float:
@@ -151,6 +182,41 @@ def final_accuracy(run: Run) -> float:
     if not run.progress.accuracies:
         raise Unmeasured(f"{run.contestant}: measured no accuracy")
     return run.progress.accuracies[-1].value
+
+
+def final_loss(run: Run) -> float:
+    """The last loss measured on the test set.
+
+    Raises:
+        Unmeasured: none was.
+    """
+    if not run.progress.losses:
+        raise Unmeasured(f"{run.contestant}: measured no loss")
+    return run.progress.losses[-1].value
+
+
+def first_at_loss(run: Run, loss: float) -> Loss:
+    """The first measurement of at most ``loss``.
+
+    Raises:
+        Unmeasured: it was never reached.
+    """
+    for reached in run.progress.losses:
+        if reached.value <= loss:
+            return reached
+    best = min((reached.value for reached in run.progress.losses), default=math.nan)
+    raise Unmeasured(f"{run.contestant}: never measured a loss of {loss:.4f} (best {best:.4f})")
+
+
+def number(run: Run, name: str) -> float:
+    """What the run reported under ``name``.
+
+    Raises:
+        Unmeasured: nothing.
+    """
+    if name not in run.progress.numbers:
+        raise Unmeasured(f"{run.contestant}: reported no {name}")
+    return run.progress.numbers[name]
 
 
 def peak_bytes(run: Run) -> float:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from leptonai.cli.run_compare import differences, flatten
-from leptonai.core.control import ControlServer, Halt, Order, Save
+from leptonai.core.control import ControlServer, Halt, Order, Resize, Save, SwitchConsistency
 from leptonai.core.errors import InputError
 from leptonai.core.journal import Journal
 from tests.cli.conftest import Said
@@ -40,6 +40,20 @@ def test_stop_and_save_reach_a_run_that_lives(lepton: Lepton, orders: list[Order
     said = lepton("runs", "stop", "runs/first")
     assert orders == [Save(), Halt()]
     assert (said.code, said.out) == (0, "asked runs/first to stop\n")
+
+
+def test_resize_and_mode_reach_a_run_that_lives(lepton: Lepton, orders: list[Order]) -> None:
+    assert lepton("resize", "first", "3").out == "asked runs/first to go on with 3 workers\n"
+    assert lepton("runs", "mode", "first", "ssp(3)").out == "asked runs/first to go on with ssp(3)\n"
+    assert orders == [Resize(num_workers=3), SwitchConsistency(mode="ssp(3)")]
+
+
+@pytest.mark.parametrize("words", [("resize", "first", "0"), ("runs", "mode", "first", "sometimes")])
+def test_an_order_that_makes_no_sense_is_not_sent(
+    lepton: Lepton, orders: list[Order], words: tuple[str, ...]
+) -> None:
+    assert lepton(*words).code == 2
+    assert not orders
 
 
 def test_an_order_the_run_refuses_has_the_exit_code_of_a_refusal(lepton: Lepton, stage: Path) -> None:

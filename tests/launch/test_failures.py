@@ -49,7 +49,7 @@ def test_a_worker_that_dies_ends_the_gang_with_its_own_words(
     watch = Stopwatch()
     log = run.home / "run" / "logs" / "rank-1.log"
     with pytest.raises(Fault, match="worker 1") as caught:
-        run(f"toy({mood!r})", listener=watch)
+        run(f"toy({mood!r}, elastic=None)", listener=watch)
     assert words in str(caught.value)
     assert own_words in (caught.value.detail or "")
     assert "about to" in log.read_text()
@@ -62,14 +62,14 @@ def test_a_worker_that_dies_ends_the_gang_with_its_own_words(
 
 def test_a_worker_that_is_stopped_ends_the_gang_within_two_seconds(run: Runner) -> None:
     with pytest.raises(Fault, match="worker 1 is stopped"):
-        run("toy('stop')")
+        run("toy('stop', elastic=None)")
     stopped = (run.home / "run" / "logs" / "rank-1.log").stat().st_mtime
     assert run.of(RunEnded)[0].at_seconds - stopped < 2.0
 
 
 def test_a_worker_that_hangs_is_named_and_shows_where_it_hangs(run: Runner) -> None:
     with pytest.raises(Fault, match="worker 1 made no progress") as caught:
-        run("toy('spin', at=9)", hang_seconds=2.5)
+        run("toy('spin', at=9, elastic=None)", hang_seconds=2.5)
     assert "misbehave" in (caught.value.detail or "")
 
 

@@ -206,7 +206,10 @@ def test_without_replacement_the_others_share_the_work(run: Runner) -> None:
 def test_too_few_workers_end_the_run(run: Runner) -> None:
     killer = Killer([("worker", 1)])
     with pytest.raises(Fault, match="1 workers are left, at least 2 are needed"):
-        run(f"served('asp', elastic=Elastic(replace=False, min_workers=2, spare=0), {FREQUENT})", listener=killer)
+        run(
+            f"served('asp', elastic=Elastic(replace=False, min_workers=2, spare=0), {FREQUENT})",
+            listener=killer,
+        )
 
 
 def test_a_spare_steps_in(run: Runner) -> None:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-from leptonai.testing import FakeClock, check_augment, check_column, check_learner
+from leptonai.testing import FakeClock, check_augment, check_column, check_flat_learner, check_learner
 from leptonai.training.data.augment import RandomFlip
 from leptonai.training.data.dataset import ArrayColumn, Arrays, Data
 from leptonai.training.data.draws import Draws
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Alone, Batch
 from leptonai.training.optimizers import Adam
+from leptonai.training.pytorch.flat import TorchFlatLearner
 from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
 
 rng = np.random.default_rng(4)
@@ -67,6 +68,31 @@ def test_the_pytorch_learner_passes_and_one_that_forgets_its_momentum_is_caught(
 
     with pytest.raises(AssertionError, match="does not go on exactly"):
         check_learner(make_forgetful, BATCH)
+
+
+def test_a_flat_learner_that_weighs_or_clears_its_gradients_wrongly_is_caught() -> None:
+    def make(weight: float = 1.0, clears: bool = True) -> TorchFlatLearner:
+        job = TrainJob(
+            model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), data=Data(train=Arrays(*BATCH)),
+            loss="cross_entropy", optimizer=Adam(lr=0.01), steps=5, global_batch_size=9,
+        )  # fmt: skip
+        learner = TorchFlatLearner(job, TorchOptions())
+        gradient = learner.gradient
+
+        def wrong(batch: Batch, *, num_examples: int, seed: int) -> float:
+            if not clears and not len(batch[0]):
+                return 0.0
+            scaled = num_examples if weight == 1.0 else round(num_examples * weight)
+            return gradient(batch, num_examples=scaled, seed=seed)
+
+        learner.gradient = wrong  # type: ignore[method-assign]
+        return learner
+
+    check_flat_learner(make, BATCH)
+    with pytest.raises(AssertionError, match="the loss rises by"):
+        check_flat_learner(lambda: make(weight=2.0), BATCH)
+    with pytest.raises(AssertionError, match="an empty batch must give zeros"):
+        check_flat_learner(lambda: make(clears=False), BATCH)
 
 
 def test_the_fake_clock_moves_by_hand() -> None:

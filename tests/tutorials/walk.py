@@ -5,7 +5,8 @@ An HTML comment right before a block says what it is:
 - ``<!-- file: NAME -->``: the block is the content of a file, written to NAME;
 - ``<!-- not run: REASON -->``: the block is left out;
 - ``<!-- runnable -->``: a ``python`` block to run as a program;
-- ``<!-- interrupt -->``: a ``sh`` block that gets a Ctrl-C once its run has taken a few steps.
+- ``<!-- interrupt -->``: a ``sh`` block that gets a Ctrl-C once its run has taken a few steps;
+- ``<!-- background -->``: a ``sh`` block whose run goes on, from its first steps on, while the next block is run.
 
 A ``sh`` block without a comment is run; a ``text`` block after it shows its output. Numbers, names of runs,
 paths, precision and memory format may differ, and so may the number of progress lines and all of a drawing.
@@ -80,14 +81,25 @@ def walk(
     env = environment(folder, data)
     compared = []
     found, ran = "", None
-    for block in blocks(page):
-        if block.note.startswith("file: "):
-            (folder / block.note.removeprefix("file: ")).write_text(block.body)
-        elif block.is_run:
-            ran, found = block, _run(block, folder, env, settings, reports)
-        elif block.language == "text" and ran is not None and block.note == "":
-            compared.append((ran, block.body, found))
-            ran = None
+    background: tuple[Block, subprocess.Popen[str]] | None = None
+    try:
+        for block in blocks(page):
+            if block.note.startswith("file: "):
+                (folder / block.note.removeprefix("file: ")).write_text(block.body)
+            elif block.note == "background":
+                background = block, _start(block, folder, env, settings)
+                _wait_for_steps(background[1], folder, reports)
+            elif block.is_run:
+                ran, found = block, _run(block, folder, env, settings, reports)
+                if background is not None:
+                    _finish(*background)
+                    background = None
+            elif block.language == "text" and ran is not None and block.note == "":
+                compared.append((ran, block.body, found))
+                ran = None
+    finally:
+        if background is not None:
+            _kill(background[1])
     return compared
 
 
@@ -103,30 +115,45 @@ def environment(folder: Path, data: str) -> dict[str, str]:
     }
 
 
-def _run(block: Block, folder: Path, env: Mapping[str, str], settings: str, reports: int) -> str:
+def _start(block: Block, folder: Path, env: Mapping[str, str], settings: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", block.body]
     if block.language == "sh":
         text = re.sub(r"^(lepton train .*)$", rf"\1 {settings}", block.body, flags=re.M)
         command = ["bash", "-euo", "pipefail", "-c", text]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command, cwd=folder, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
+
+
+def _run(block: Block, folder: Path, env: Mapping[str, str], settings: str, reports: int) -> str:
+    process = _start(block, folder, env, settings)
+    if block.note != "interrupt":
+        return _finish(block, process)
     try:
-        expected = 0
-        if block.note == "interrupt":
-            expected = 130
-            _wait_for_steps(process, folder, reports)
-            os.killpg(process.pid, signal.SIGINT)
+        _wait_for_steps(process, folder, reports)
+        os.killpg(process.pid, signal.SIGINT)
+    except BaseException:
+        _kill(process)
+        raise
+    return _finish(block, process, expected=130)
+
+
+def _finish(block: Block, process: subprocess.Popen[str], *, expected: int = 0) -> str:
+    try:
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        _kill(process)
         raise
     assert process.returncode == expected, (
         f"line {block.line}: {block.body}ended with {process.returncode}:\n{output}"
     )
     return output
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def _wait_for_steps(process: subprocess.Popen[str], folder: Path, reports: int) -> None:

@@ -22,11 +22,10 @@ def print_plan(made: Plan, console: Console) -> None:
                 f"{'compiled' if tuning.compile else 'not compiled'} ({tuning.why or 'default'})",
                 "model": f"{workload.num_parameters:,} parameters, {format_bytes(workload.parameter_bytes)}",
                 "run": f"{workload.total_steps:,} steps of {workload.global_batch_size:,} examples",
+                **(_servers(made.servers) if made.servers is not None else {}),
             }
         )
     )
-    if made.servers is not None:
-        console.print(facts(_servers(made.servers)))
     console.print()
     console.print(_placements(made))
     console.print()

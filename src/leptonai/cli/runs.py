@@ -34,6 +34,11 @@ COMPARE_EXAMPLES = """
 
   lepton runs compare mnist-20260801-120000 mnist-20260801-130000
 """
+MODE_EXAMPLES = """
+[bold]Example[/bold]
+
+  lepton runs mode last "ssp(3)"
+"""
 
 
 @app.command("list")
@@ -121,6 +126,27 @@ def save(run: RunArgument, home: HomeOption = DEFAULT_HOME) -> None:
     found = find_run(run, home_directory(home))
     send_order(found.path, Save())
     say(out(), f"asked {shown_path(found.path)} to save a checkpoint")
+
+
+@app.command(epilog=MODE_EXAMPLES)
+def mode(
+    run: RunArgument,
+    consistency: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODE", help="How far workers may drift apart from now on.", show_default=False
+        ),
+    ],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Let a run with a parameter server go on under another consistency setting."""
+    from leptonai.core.control import SwitchConsistency, send_order
+    from leptonai.training.parameter_server.consistency import parse_consistency
+
+    parse_consistency(consistency)  # a mode that does not exist is told here, with its hint
+    found = find_run(run, home_directory(home))
+    send_order(found.path, SwitchConsistency(mode=consistency))
+    say(out(), f"asked {shown_path(found.path)} to go on with {consistency}")
 
 
 def _up_to_date(run: RegisteredRun) -> RegisteredRun:

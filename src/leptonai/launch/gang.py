@@ -1,23 +1,40 @@
-"""Running one gang of workers to its end: pass on what they say, and end them all when one fails."""
+"""Running one gang of workers to its end: pass on what they say, form them anew when one is lost, end them all
+when one fails."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, assert_never
 
-from leptonai.compute.engines.base import Engine, Exited, Message, Started, WorkerSpec
-from leptonai.compute.engines.progress import ProgressPage
-from leptonai.compute.engines.supervise import Hang, Limits, find_hang
+from leptonai.compute.engines.base import Engine, Exited, Message, Report, Started, WorkerSpec
+from leptonai.compute.engines.progress import MOST_WORKERS, ProgressPage
+from leptonai.compute.engines.supervise import Hang, Limits
 from leptonai.core.clock import Clock
-from leptonai.core.control import Halt, Order, order_to_json
-from leptonai.core.errors import Fault, InputError, LeptonError, Refused
+from leptonai.core.control import Halt, Order, Resize, Save, SwitchConsistency, order_to_json
+from leptonai.core.errors import InputError
 from leptonai.core.events import Event, OrderTaken, WorkerFailed, WorkerStarted, event_from_json
+from leptonai.launch.elastic_gang import Recovery
+from leptonai.launch.failures import Failure, root_cause, silent_death, tail, to_error
+from leptonai.launch.outbox import Outbox
+from leptonai.launch.roster import Member, Roster
+from leptonai.launch.watch import Watch, is_stopped
+
+__all__ = [
+    "Failure",
+    "Gang",
+    "SignallingEngine",
+    "interrupts",
+    "is_stopped",
+    "root_cause",
+    "tail",
+    "to_error",
+]
 
 POLL_SECONDS = 0.1
 # After the first failure, how long the others may take to say what they saw, so that the cause can be told
@@ -32,33 +49,6 @@ class SignallingEngine(Engine, Protocol):
     """An engine that can also send a signal to a worker."""
 
     def signal(self, name: str, number: signal.Signals) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """How one worker failed; ``lost_peer``: only because another one did."""
-
-    rank: int
-    kind: str
-    message: str
-    hint: str | None
-    traceback: str
-    step: int
-    at_monotonic: float
-    lost_peer: bool = False
-
-
-@dataclass
-class _State:
-    pids: dict[int, int] = field(default_factory=dict)
-    ended: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    exited: dict[int, int] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
-    first_failure_seconds: float | None = None
-    stopped_since: dict[int, float] = field(default_factory=dict)
-    slowest_step_seconds: float = 0.0
-    moved: dict[int, tuple[int, float]] = field(default_factory=dict)
-    halted_seconds: float | None = None
 
 
 class Gang:
@@ -82,15 +72,39 @@ class Gang:
         on_event: Callable[[Event], None],
         on_gate: Callable[[Mapping[str, Any]], tuple[bool, float | None]] | None = None,
     ) -> None:
-        self._engine, self._specs, self._page, self._limits = engine, specs, page, limits
-        self._clock, self._on_event, self._on_gate = clock, on_event, on_gate
-        self._ranks = {spec.name: rank for rank, spec in enumerate(specs)}
+        self._engine, self._page, self._clock = engine, page, clock
+        self._roster = Roster(engine, specs)
+        self._watch = Watch(page, limits)
+        self._outbox = Outbox(on_event, on_gate)
+        self._recovery = Recovery(
+            engine, self._roster, page, self._watch, clock=clock, on_event=on_event, fail=self._raise,
+            elastic_allowed=specs[0].assignment.get("backend") != "nccl",
+        )  # fmt: skip
+        threads = int(specs[0].assignment.get("tuning", {}).get("threads", 1))
+        cores = len(os.sched_getaffinity(0))
+        self._most_workers = min(MOST_WORKERS, max(len(specs), cores // threads))
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self._state = _State()
+        self._unheard: list[Report] = []
+        self._ended: dict[str, Mapping[str, Any]] = {}
+        self._gone: set[str] = set()
+        self._failures: dict[str, Failure] = {}
+        self._first_failure_seconds: float | None = None
+        self._halted_seconds: float | None = None
         self.interrupted = False
 
     def order(self, order: Order) -> str:
-        """Take an order, from any thread; it is passed on within a tenth of a second."""
+        """Take an order, from any thread; it is passed on within a tenth of a second.
+
+        Raises:
+            InputError: this run cannot follow it.
+        """
+        if isinstance(order, SwitchConsistency):
+            raise InputError(
+                "this run has no parameter server, its workers are always in step",
+                hint="start the job with parameter_server=ParameterServer(...)",
+            )
+        if isinstance(order, Resize):
+            self._recovery.check_resize(order.num_workers, most=self._most_workers)
         self._orders.put(order)
         return "taken"
 
@@ -101,56 +115,99 @@ class Gang:
             Fault, InputError, Refused: a worker failed; the caller closes the engine, which ends the others.
             KeyboardInterrupt: on the second Ctrl-C; the first one halts the run after the current step.
         """
-        for spec in self._specs:
-            self._engine.start(spec)
+        self._roster.start()
         with interrupts() as pressed:
-            while len(self._state.ended) < len(self._specs) or len(self._state.exited) < len(self._specs):
+            while not self._is_over():
                 self._turn()
                 if len(pressed) > 1:
                     raise KeyboardInterrupt
                 if pressed and not self.interrupted:
                     self.interrupted = True
                     self._pass_on(Halt())
-        return self._state.ended[0]
+        return next(self._ended[member.name] for member in self._roster.group if member.name in self._ended)
+
+    def _is_over(self) -> bool:
+        return bool(self._ended) and all(member.name in self._gone for member in self._roster.group)
 
     def _turn(self) -> None:
-        for report in self._engine.poll(POLL_SECONDS):
-            rank = self._ranks.get(report.name)
-            if rank is None:
-                continue
-            match report:
-                case Started(pid=pid):
-                    self._state.pids[rank] = pid
-                    self._on_event(WorkerStarted(at_seconds=self._clock.now_seconds(), rank=rank, pid=pid))
-                case Message(values=values):
-                    self._hear(rank, values)
-                case Exited(code=code):
-                    self._state.exited[rank] = code
-                    if rank not in self._state.ended and rank not in self._state.failures:
-                        self._fail(self._silent_death(rank, code))
+        reports = [*self._unheard, *self._engine.poll(self._recovery.patience(POLL_SECONDS))]
+        self._unheard = []
+        for report in reports:
+            self._take(report)
         self._pass_orders()
         self._end_if_failed()
-        if self._state.first_failure_seconds is None:
-            self._end_if_hung()
+        if self._first_failure_seconds is None:
+            self._look_for_hangs()
+            if self._ended:
+                self._end_the_rest()
+            elif self._recovery.go_on():
+                self._repeat_orders()
 
-    def _hear(self, rank: int, values: Mapping[str, Any]) -> None:
+    def _end_the_rest(self) -> None:
+        """One worker has ended, so all were in the last exchange: who waits for another group waits in vain."""
+        for member in self._roster.group:
+            if member.name not in self._ended and (member.ready or member.seat is None):
+                self._engine.signal(member.name, signal.SIGKILL)
+
+    def _take(self, report: Report) -> None:
+        member = self._roster.find(report.name)
+        if member is None:
+            return
+        match report:
+            case Started(pid=pid):
+                member.pid = pid
+                rank = self._roster.rank_of(member)
+                if rank is not None:
+                    self._outbox.send(WorkerStarted(at_seconds=self._clock.now_seconds(), rank=rank, pid=pid))
+            case Message(values=values):
+                self._hear(member, values)
+            case Exited(code=code):
+                self._exited(member, code)
+
+    def _hear(self, member: Member, values: Mapping[str, Any]) -> None:
         if "event" in values:
-            self._on_event(event_from_json(values["event"]))
+            self._outbox.send(event_from_json(values["event"]))
+        elif "ready" in values:
+            self._recovery.ready(member, values["ready"])
         elif "ended" in values:
-            self._state.ended[rank] = values["ended"]
+            self._ended[member.name] = values["ended"]
         elif "failed" in values:
-            self._fail(Failure(rank=rank, **values["failed"]))
-        elif "gate" in values and self._on_gate is not None:
-            stop, rate = self._on_gate(values["gate"])
-            self._engine.send(self._specs[rank].name, {"gate": {"stop": stop, "learning_rate": rate}})
+            rank = self._roster.rank_of(member)
+            if rank is None:
+                self._recovery.newcomer_failed(member, values["failed"]["message"])
+            else:
+                self._fail(member, Failure(**{**values["failed"], "rank": rank}))
+        elif "gate" in values:
+            self._engine.send(member.name, {"gate": self._outbox.answer_gate(values["gate"])})
+
+    def _exited(self, member: Member, code: int) -> None:
+        self._gone.add(member.name)
+        rank = self._roster.rank_of(member)
+        if rank is None:
+            self._recovery.newcomer_gone(member)
+        elif not self._ended and member.name not in self._failures and not self._failures:
+            failure = self._recovery.known_reason(member) or silent_death(
+                rank, code, member.spec.log, step=self._step_of(rank),
+                at_monotonic=self._clock.monotonic_seconds(),
+            )  # fmt: skip
+            if self._recovery.elastic is None:
+                self._fail(member, failure)
+            else:
+                self._recovery.lose(member, failure)
+
+    def _step_of(self, rank: int) -> int:
+        """Whole steps the worker has done, as far as the page tells."""
+        return next((worker.step for worker in self._page.read() if worker.rank == rank), 0)
+
+    # -- orders -----------------------------------------------------------------------------------
 
     def _pass_orders(self) -> None:
         while not self._orders.empty():
             order = self._orders.get()
-            word = type(order).__name__.lower()
-            self._on_event(OrderTaken(at_seconds=self._clock.now_seconds(), order=word))
+            word = "consistency" if isinstance(order, SwitchConsistency) else type(order).__name__.lower()
+            self._outbox.send(OrderTaken(at_seconds=self._clock.now_seconds(), order=word))
             self._pass_on(order)
-        halted = self._state.halted_seconds
+        halted = self._halted_seconds
         if (
             self.interrupted
             and halted is not None
@@ -159,41 +216,46 @@ class Gang:
             raise KeyboardInterrupt
 
     def _pass_on(self, order: Order) -> None:
-        self._engine.send(self._specs[0].name, {"order": order_to_json(order)})
-        if isinstance(order, Halt) and self._state.halted_seconds is None:
-            self._state.halted_seconds = self._clock.monotonic_seconds()
+        match order:
+            case Resize(num_workers=num_workers):
+                self._recovery.resize(num_workers)
+            case Halt() | Save():
+                if isinstance(order, Save):
+                    self._outbox.save_owed = True
+                elif self._halted_seconds is None:
+                    self._halted_seconds = self._clock.monotonic_seconds()
+                if not self._roster.forming:
+                    self._engine.send(self._roster.group[0].name, {"order": order_to_json(order)})
+            case SwitchConsistency():
+                pass  # refused in order()
+            case _:
+                assert_never(order)
+
+    def _repeat_orders(self) -> None:
+        """The worker that held an order may be gone: a new group hears of what is not done yet."""
+        for order, owed in ((Save(), self._outbox.save_owed), (Halt(), self._halted_seconds is not None)):
+            if owed:
+                self._engine.send(self._roster.group[0].name, {"order": order_to_json(order)})
 
     # -- failures ---------------------------------------------------------------------------------
 
-    def _fail(self, failure: Failure) -> None:
-        self._state.failures[failure.rank] = failure
-        if self._state.first_failure_seconds is None:
-            self._state.first_failure_seconds = self._clock.monotonic_seconds()
-
-    def _silent_death(self, rank: int, code: int) -> Failure:
-        if code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-            hint = "out of memory? see the kernel log" if code == -signal.SIGKILL else None
-        else:
-            how, hint = f"ended with exit status {code} without a word", f"see {self._specs[rank].log}"
-        return Failure(
-            rank=rank, kind="error", message=f"worker {rank} {how}", hint=hint,
-            traceback=tail(self._specs[rank].log), step=self._page.read()[rank].step,
-            at_monotonic=self._clock.monotonic_seconds(),
-        )  # fmt: skip
+    def _fail(self, member: Member, failure: Failure) -> None:
+        self._failures[member.name] = failure
+        if self._first_failure_seconds is None:
+            self._first_failure_seconds = self._clock.monotonic_seconds()
 
     def _end_if_failed(self) -> None:
-        since = self._state.first_failure_seconds
+        since = self._first_failure_seconds
         if since is None:
             return
         waited = self._clock.monotonic_seconds() - since
-        found = root_cause(list(self._state.failures.values()))
-        everyone = len(self._state.failures) + len(self._state.ended) >= len(self._specs)
+        found = root_cause(list(self._failures.values()))
+        everyone = len(self._failures) + len(self._ended) >= len(self._roster.group)
         if everyone or waited >= (CAUSE_SECONDS if found.lost_peer else GATHER_SECONDS):
             self._raise(found)
 
     def _raise(self, failure: Failure) -> None:
-        self._on_event(
+        self._outbox.send(
             WorkerFailed(
                 at_seconds=self._clock.now_seconds(), rank=failure.rank, step=failure.step,
                 reason=failure.message, traceback=failure.traceback, error_kind=failure.kind,
@@ -203,45 +265,36 @@ class Gang:
 
     # -- hangs ------------------------------------------------------------------------------------
 
-    def _end_if_hung(self) -> None:
+    def _look_for_hangs(self) -> None:
         now = self._clock.monotonic_seconds()
-        gang = self._page.read()
-        for worker in gang:
-            step, since = self._state.moved.setdefault(worker.rank, (worker.step, now))
-            if worker.step > step:
-                # The first step includes warming up, and the start has a limit of its own.
-                if step > 0:
-                    pace = (now - since) / (worker.step - step)
-                    self._state.slowest_step_seconds = max(self._state.slowest_step_seconds, pace, 1e-6)
-                self._state.moved[worker.rank] = (worker.step, now)
-        for rank, pid in self._state.pids.items():
-            if rank not in self._state.exited and is_stopped(pid):
-                self._state.stopped_since.setdefault(rank, now)
-            else:
-                self._state.stopped_since.pop(rank, None)
-        if self._state.ended:
-            return
-        hang = find_hang(
-            gang, now_seconds=now, slowest_step_seconds=self._state.slowest_step_seconds,
-            stopped_since=self._state.stopped_since, limits=self._limits,
-        )  # fmt: skip
+        if self._ended or (self._roster.forming and self._roster.generation > 0):
+            return  # while a group is formed, the recovery looks after its members
+        pids = {
+            rank: member.pid
+            for rank, member in enumerate(self._roster.group)
+            if member.pid and member.name not in self._gone
+        }
+        hang = self._watch.look(pids, now)
         if hang is not None:
-            self._raise(self._hung(hang))
+            failure = self._hung(hang)
+            if self._recovery.elastic is None or self._roster.generation == 0:
+                self._raise(replace(failure, message=f"{failure.message}; the run was ended"))
+            self._recovery.kill(self._roster.group[hang.rank], failure)
 
     def _hung(self, hang: Hang) -> Failure:
         """Ask the hung worker for its stacks, which go to its log, and wait a moment for them."""
-        log = self._specs[hang.rank].log
-        before = log.stat().st_size if log.exists() else 0
-        self._engine.signal(self._specs[hang.rank].name, signal.SIGUSR1)
-        can_answer = hang.rank not in self._state.stopped_since
+        spec = self._roster.group[hang.rank].spec
+        before = spec.log.stat().st_size if spec.log.exists() else 0
+        self._engine.signal(spec.name, signal.SIGUSR1)
+        can_answer = not self._watch.stopped(hang.rank)
         deadline = self._clock.monotonic_seconds() + (CAUSE_SECONDS if can_answer else 0.0)
         while self._clock.monotonic_seconds() < deadline and not (
-            log.exists() and log.stat().st_size > before
+            spec.log.exists() and spec.log.stat().st_size > before
         ):
-            self._engine.poll(POLL_SECONDS / 2)
+            self._unheard += self._engine.poll(POLL_SECONDS / 2)
         return Failure(
-            rank=hang.rank, kind="error", message=f"{hang.reason}; the run was ended", hint=f"see {log}",
-            traceback=tail(log, from_byte=before), step=hang.step, at_monotonic=self._clock.monotonic_seconds(),
+            rank=hang.rank, kind="error", message=hang.reason, hint=f"see {spec.log}",
+            traceback=tail(spec.log, from_byte=before), step=hang.step, at_monotonic=self._clock.monotonic_seconds(),
         )  # fmt: skip
 
 
@@ -263,41 +316,3 @@ def interrupts() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def root_cause(failures: Sequence[Failure]) -> Failure:
-    """The failure the others follow from: the earliest that is not just the loss of a peer."""
-    return min(failures, key=lambda failure: (failure.lost_peer, failure.at_monotonic))
-
-
-def to_error(failure: Failure) -> LeptonError:
-    """The failure as the launcher's own error, of the kind the worker raised."""
-    if failure.kind == "InputError":
-        return InputError(failure.message, hint=failure.hint)
-    if failure.kind == "Refused":
-        return Refused(failure.message, hint=failure.hint)
-    if failure.kind == "Fault":
-        return Fault(failure.message, hint=failure.hint)
-    where = (
-        "" if failure.message.startswith("worker ") else f"worker {failure.rank}, step {failure.step + 1}: "
-    )
-    return Fault(f"{where}{failure.message}", hint=failure.hint, detail=failure.traceback or None)
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether the process is stopped by a signal (state T), not by a debugger."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] == "T"
-
-
-def tail(path: Path, *, from_byte: int = 0, longest_bytes: int = 8000) -> str:
-    """The end of a log, for a report."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(from_byte, path.stat().st_size - longest_bytes))
-            return file.read().decode(errors="replace").strip()
-    except OSError:
-        return ""

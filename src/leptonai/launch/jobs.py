@@ -143,7 +143,8 @@ def _replace(target: Any, keys: list[str], value: Any, where: str) -> Any:
     if target is None:
         name = where.removeprefix("--set ").partition("=")[0].removesuffix(f".{'.'.join(keys)}")
         raise InputError(
-            f"{where}: the job has no {name}, so nothing of it can be set", hint=f"give the job its {name} first"
+            f"{where}: the job has no {name}, so nothing of it can be set",
+            hint=f"give the job its {name} first",
         )
     if keys[0] not in names:
         near = difflib.get_close_matches(keys[0], names, 1)

@@ -9,6 +9,7 @@ from leptonai.training.elastic import Elastic
 
 # So often may workers be lost without a step done in between; then it is the step, not bad luck.
 SAME_STEP_LOSSES = 3
+NO_STATE = "no worker is left that holds the state"
 
 Position = tuple[int, int]
 """Where a worker stands: steps done, and how much of what follows the last one."""
@@ -35,7 +36,7 @@ class Losses:
         self.at_same_step = self.at_same_step + 1 if step <= self.step else 1
         self.step = max(step, self.step)
         if num_survivors == 0:
-            return "no worker is left that holds the state"
+            return NO_STATE
         if self.total > settings.max_losses:
             return f"{self.total} workers were lost, the job bears {settings.max_losses}"
         if self.at_same_step >= SAME_STEP_LOSSES:

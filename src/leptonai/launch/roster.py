@@ -13,13 +13,17 @@ from leptonai.launch.membership import Position, furthest
 
 @dataclass(eq=False)
 class Member:
-    """One worker process. ``ready``: it waits for a group; ``position``: where it stood when it said so."""
+    """One worker process.
+
+    ``ready``: it waits for a group; ``position``: where it stood when it said so; ``seat``: its rank in the
+    last group it was in, and so its place on the progress page.
+    """
 
     spec: WorkerSpec
     pid: int = 0
     ready: bool = False
     position: Position | None = None
-    joined: bool = False
+    seat: int | None = None
     retired: bool = False
 
     @property
@@ -54,8 +58,10 @@ class Roster:
         return self._by_name.get(name)
 
     def rank_of(self, member: Member) -> int | None:
-        """Its rank in the group, None for one that is not in it."""
-        return self.group.index(member) if member in self.group else None
+        """Its rank in the group it is in, or else shall be in; None for one that is in no group."""
+        if member not in self.group:
+            return None
+        return self.group.index(member) if member.seat is None else member.seat
 
     def forget(self, member: Member) -> None:
         """A worker outside the group is gone."""
@@ -138,9 +144,9 @@ class Roster:
         for rank, member in enumerate(self.group):
             self._engine.send(member.name, {"group": self._group_words(rank, step, furthest(positions))})
             member.ready = False
-        new = [member for member in self.group if not member.joined]
-        for member in self.group:
-            member.joined = True
+        new = [member for member in self.group if member.seat is None]
+        for rank, member in enumerate(self.group):
+            member.seat = rank
         self.target = len(self.group)
         self.forming, self.generation = False, self.generation + 1
         return step, new

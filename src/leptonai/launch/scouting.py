@@ -98,7 +98,9 @@ def plan_from(cluster: Cluster, scouted: Mapping[str, Any], *, for_run: bool, ke
         num_gpus=scouted["num_gpus"],
         measured_core_flops=scouted["core_flops"],
         for_run=for_run,
-        servers=_servers(scouted["served"], cluster.num_workers, len(cores)) if scouted.get("served") else None,
+        servers=_servers(scouted["served"], cluster.num_workers, len(cores))
+        if scouted.get("served")
+        else None,
     )
 
 

@@ -83,6 +83,7 @@ def _shard(memory: ShardMemory, assignment: Mapping[str, Any], answered: Callabl
         optimizer_from_json(assignment["optimizer"]),
         delay_compensation=rules["delay_compensation"],
         staleness_scaled_lr=rules["staleness_scaled_lr"],
+        age_decay=rules["age_decay"],
         decode=decode,
         ranges=[(first, stop) for first, stop in assignment["ranges"]],
         answered=answered,

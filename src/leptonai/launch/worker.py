@@ -111,9 +111,7 @@ class Phase:
     doing = "starting"
 
 
-def _failure(
-    error: BaseException, kind: str, message: str, hint: str | None, phase: Phase
-) -> dict[str, Any]:
+def _failure(error: BaseException, kind: str, message: str, hint: str | None, phase: Phase) -> dict[str, Any]:
     from leptonai.training.takeover import is_lost_peer
 
     text = "".join(traceback.format_exception(error))

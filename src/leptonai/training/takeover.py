@@ -55,9 +55,7 @@ def give(spread: Spread, shared: Shared, state: LearnerState) -> None:
     header = {
         "shared": shared.to_json(),
         "values": dict(state.values),
-        "tensors": [
-            [name, raw.dtype, list(raw.shape), len(raw.data)] for name, raw in state.tensors.items()
-        ],
+        "tensors": [[name, raw.dtype, list(raw.shape), len(raw.data)] for name, raw in state.tensors.items()],
     }
     text = np.frombuffer(json.dumps(header).encode(), np.uint8).copy()
     spread(np.array([len(text)], np.int64).view(np.uint8))

@@ -10,7 +10,16 @@ from toy import Net, toy
 
 
 def served(consistency: str = "bsp", **changes: object) -> TrainJob:
-    names = ("servers", "durability", "codec", "reads", "hogwild", "record", "delay_compensation", "staleness_scaled_lr")
+    names = (
+        "servers",
+        "durability",
+        "codec",
+        "reads",
+        "hogwild",
+        "record",
+        "delay_compensation",
+        "staleness_scaled_lr",
+    )
     settings = {name: changes.pop(name) for name in names if name in changes}
     server = ParameterServer(consistency=consistency, **settings)  # type: ignore[arg-type]
     return toy(**{"parameter_server": server, "elastic": Elastic(spare=0), **changes})  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from leptonai.training.data.dataset import Arrays, Data
+from leptonai.training.data.draws import Draws
 from leptonai.training.elastic import Elastic  # noqa: F401
 from leptonai.training.job import Checkpoints, Evaluate, Speed, TrainJob  # noqa: F401
 from leptonai.training.optimizers import SGD, AdamW
@@ -58,6 +59,18 @@ class Net(nn.Module):
         if self.mood == "spin":
             while True:
                 time.sleep(0.05)
+
+
+class Note:
+    """An augmentation that writes down the step and the last column of the examples it is given."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, batch: tuple[np.ndarray, ...], draws: Draws) -> tuple[np.ndarray, ...]:
+        with open(self.path, "a") as file:
+            file.write(f"{draws._step} {' '.join(str(int(index)) for index in batch[0][:, -1])}\n")
+        return batch
 
 
 def toy(mood: str = "", at: int = 3, rank: int = 1, pause: float = 0.0, **changes: object) -> TrainJob:

@@ -331,10 +331,20 @@ class TornLink:
         return versions
 
     def offer(self, offer: Offer) -> None:
+        self.prepare(offer)
+        self.submit(offer.sequence)
+
+    def prepare(self, offer: Offer) -> None:
+        self._inner.prepare(offer)
+
+    def prepared(self, sequence: int, *, deadline_seconds: float) -> None:
+        return
+
+    def submit(self, sequence: int) -> None:
         if not self._number:
-            self._seat.tell_watched(offer.sequence, pushed=True)
+            self._seat.tell_watched(sequence, pushed=True)
             self._turn.wait(once())
-        self._inner.offer(offer)
+        self._inner.submit(sequence)
 
     def answer(self, sequence: int, *, deadline_seconds: float) -> Answer:
         words = self._memory.slots[self._seat.worker]
@@ -375,11 +385,11 @@ def tiny_work(seat: Any) -> None:
             link.gradients[:] = np.tanh(link.parameters - aim + np.float32(moving))
         moving = 0.5 * moving + float(links[0].parameters.mean())
         fate = draws.random()
-        if fate < 0.08:  # not finite, and noticed here
+        if fate < 0.1:  # not finite, and noticed here
             if witness:
                 witness.pushing(deal.deal, [])
             continue
-        if fate < 0.16:  # not finite, and noticed by the servers
+        if fate < 0.25:  # not finite, and noticed by the servers
             for link in links:
                 link.gradients[3] = np.inf
         offers = [
@@ -395,7 +405,9 @@ def tiny_work(seat: Any) -> None:
                 [offered_bytes(offer, link.gradients) for offer, link in zip(offers, links, strict=True)],
             )
         for link, offer in zip(links, offers, strict=True):
-            link.offer(offer)
+            link.prepare(offer)
+        for link in links:
+            link.submit(deal.deal)
         if not deal.grouped:
             for link in links:
                 link.answer(deal.deal, deadline_seconds=1.0)

@@ -165,7 +165,7 @@ mangled = st.one_of(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(junk=mangled)
 def test_junk_ends_the_connection_it_comes_on_and_nothing_else(
     served: tuple[StandIn, TcpService, TcpLink], junk: bytes

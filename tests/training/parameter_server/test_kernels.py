@@ -107,7 +107,7 @@ FINE_CUTS = st.lists(st.integers(1, 1200), max_size=6, unique=True).map(
 @pytest.mark.parametrize("optimizer", ELEMENTWISE, ids=str)
 def test_chunk_by_chunk_gives_the_bits_of_all_at_once(optimizer: Optimizer, kind: type[Kernels]) -> None:
     @given(st.one_of(CUTS, FINE_CUTS))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=8, deadline=None)
     def same(cuts: list[int]) -> None:
         kernels = kind(optimizer)  # type: ignore[call-arg]
         whole, whole_states = run(kernels, optimizer, [0, cuts[-1]])

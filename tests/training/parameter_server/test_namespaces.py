@@ -16,7 +16,7 @@ from tests.training.parameter_server.shard_process import digest, parameters_aft
 from tests.training.parameter_server.tcp_stand_in import Told, make_certificates
 
 SERVER, WORKER = "10.213.77.1", "10.213.77.2"
-PUSHES = 60
+PUSHES = 40
 CUT_SECONDS = 1.0
 
 

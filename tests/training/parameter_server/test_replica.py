@@ -26,7 +26,7 @@ from tests.training.parameter_server.tcp_stand_in import (
     small_shape,
 )
 
-KILLS = 4
+KILLS = 3
 
 
 def test_killed_primaries_lose_and_double_nothing() -> None:

@@ -22,13 +22,14 @@ from leptonai.training.parameter_server.memory import (
     GROUPED,
     PUSH,
     REFUSED,
+    VOUCHED,
     Header,
     ShardMemory,
     ShardShape,
     Slot,
 )
 from leptonai.training.parameter_server.numpy_kernels import NumpyKernels
-from leptonai.training.parameter_server.shard import VOUCHED, Shard
+from leptonai.training.parameter_server.shard import Shard
 
 Floats = NDArray[np.float32]
 SIZE, CHUNK = 112, 32
@@ -465,7 +466,7 @@ def test_a_worker_that_went_on_before_its_group_was_fully_answered_keeps_its_ans
 
 
 @given(st.integers(0, len(ALL) - 1), st.lists(st.integers(0, 60), max_size=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_deaths_during_recovery_are_survived_too(which: int, fuses: list[int]) -> None:
     optimizer, options = ALL[which]
     with shard_memory(optimizer) as memory:
@@ -517,7 +518,7 @@ def test_without_a_journal_a_death_within_a_change_loses_the_shard_and_says_so()
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_retries_and_duplicates_change_nothing(pushes: list[tuple[int, int]]) -> None:
     """Each push once, in order, gives the bits that the same pushes give when sent again and again."""
     ends = []

@@ -209,6 +209,26 @@ def test_a_retry_of_an_answered_push_is_answered_and_not_applied() -> None:
         np.testing.assert_array_equal(server.memory.parameters, np.full(4096, -3.0, np.float32))
 
 
+def test_a_retry_leaves_what_is_on_offer_alone() -> None:
+    with stand_in() as server, service(server) as found:
+        server.paused.set()
+        with link_to(found, server) as link:
+            link.gradients[:] = 1.0
+            link.prepare(whole(link, 1))
+            link.prepared(1, deadline_seconds=5)
+            link.submit(1)
+            link.ping(deadline_seconds=5)
+        assert int(server.memory.slots[0, Slot.OFFERED]) == 1
+        with link_to(found, server) as again:
+            again.gradients[:] = 5.0
+            again.offer(whole(again, 1))
+            again.ping(deadline_seconds=5)
+            assert (server.memory.gradients(0) == 1.0).all()
+            server.paused.clear()
+            assert again.answer(1, deadline_seconds=5).version == 1
+        assert (server.memory.parameters == -0.5).all()
+
+
 def test_a_reconnecting_worker_takes_the_place_of_its_old_connection() -> None:
     with (
         stand_in() as server,
@@ -266,6 +286,21 @@ def test_no_chunk_is_read_half_updated() -> None:
         finally:
             ended.set()
             writer.join()
+
+
+def test_a_chunk_is_not_read_while_it_is_being_changed() -> None:
+    with stand_in() as server, service(server) as found, link_to(found, server) as link:
+        memory = server.memory
+        memory.chunks[1] += 1
+        memory.parameters[1024:1500] = 1.0
+        pulling = threading.Thread(target=lambda: link.pull(deadline_seconds=10))
+        pulling.start()
+        pulling.join(0.05)
+        assert pulling.is_alive()
+        memory.parameters[1500:2048] = 1.0
+        memory.chunks[1] += 1
+        pulling.join(10)
+        assert (link.parameters[1024:2048] == 1.0).all()
 
 
 def test_regions_go_both_ways() -> None:

@@ -9,13 +9,20 @@ from torch import nn
 from torch.nn import functional
 
 from leptonai.core.errors import Fault, InputError
+from leptonai.training.parameter_server.tables import wire
+from leptonai.training.parameter_server.tables.gradients import answers
+from leptonai.training.parameter_server.tables.link import RemoteTableLink, TableLink
 from leptonai.training.parameter_server.tables.local import LocalTable
+from leptonai.training.parameter_server.tables.memory import TableMemory, TableShape
+from leptonai.training.parameter_server.tables.service import APPLIED, TableService
 from leptonai.training.parameter_server.tables.spec import RowAdagrad, RowSGD, Table
+from leptonai.training.parameter_server.tables.storage import TableStorage
 from leptonai.training.pytorch.embedding import (
     Mode,
     ShardedEmbedding,
     apply_local,
     bind_tables,
+    push_tables,
     tables_of,
 )
 
@@ -115,3 +122,31 @@ def test_bad_use() -> None:
     with pytest.raises(InputError, match="another"):
         model.bind(LocalTable(table(width=4)))
     assert tables_of(nn.Sequential(model)) == [model]
+
+
+def test_pushing_to_a_server_equals_updating_in_this_process() -> None:
+    spec = table(rule=RowAdagrad(lr=0.3))
+    memory = TableMemory.create(TableShape(table=spec))
+    service = TableService([TableStorage(memory)])
+
+    def exchange(parts: wire.Buffers) -> memoryview:
+        return memoryview(b"".join(service.handle_request(0, memoryview(b"".join(parts)))))
+
+    # Two embeddings of one table, which push as one.
+    served = nn.ModuleList([ShardedEmbedding(spec), ShardedEmbedding(spec, mode="sum")])
+    alone = nn.ModuleList([ShardedEmbedding(spec), ShardedEmbedding(spec, mode="sum")])
+    bind_tables(served, {"t": TableLink(spec, [RemoteTableLink(spec, 0, exchange)])})
+    bind_tables(alone, {"t": LocalTable(spec)})
+    for sequence in range(1, 4):
+        for model in (served, alone):
+            ids = torch.tensor([[1, 2, 2], [3, 1, sequence]])
+            ((model[0](ids).sum(1) + model[1](ids) * 2.0) ** 2).sum().backward()
+        grouped = sequence == 2
+        pushed = push_tables(served, sequence=sequence, lr_factor=0.5, scale=0.5, grouped=grouped)
+        if grouped:
+            service.apply_group([(0, sequence, 0.5)], lr_factor=0.5)
+        assert [each.verdict for each in answers(pushed, sequence)] == [APPLIED]
+        apply_local(alone, lr_factor=0.5, scale=0.5)
+    found = tables_of(served)[0].rows.pull(np.arange(50))
+    np.testing.assert_array_equal(found, tables_of(alone)[0].rows.pull(np.arange(50)))
+    memory.close()

@@ -246,7 +246,10 @@ def test_states_go_to_and_fro_between_flat_and_ordinary(model: Any) -> None:
         TorchOptions(memory_format="channels_last"),
         pytest.param(
             TorchOptions(compile=True),
-            marks=pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"),
+            ],
         ),
     ],
     ids=["bfloat16", "channels_last", "compiled"],

@@ -143,7 +143,7 @@ class Client:
         fragments: int = 1,
         by_tensor: bool = True,
     ) -> None:
-        """Offer what lies in the gradients to every shard, as one push: all shards get it or none does.
+        """Offer what lies in the gradients, all finite, to every shard as one push: all get it or none does.
 
         ``by_tensor``: it was written into :meth:`gradients`; else straight into :meth:`offered`.
         """
@@ -158,7 +158,8 @@ class Client:
             payload = self._encode((shard, start, stop), link.gradients[start:stop])
             offers.append(
                 Offer(
-                    sequence=sequence, start=start, stop=stop, lr=lr, weight=weight, grouped=grouped, clock=clock,
+                    sequence=sequence, start=start, stop=stop, lr=lr, weight=weight, grouped=grouped,
+                    vouched=True, clock=clock,
                     read_version=int(self._versions[shard].min()) if self._versions else 0,
                     codec=0 if payload is not None else -1, payload=payload,
                 )

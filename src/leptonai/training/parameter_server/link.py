@@ -19,6 +19,7 @@ class Offer:
         lr: learning rate to apply with; used by pushes that are applied as they come.
         weight: factor on the gradient, for the same.
         grouped: hold it until the launcher names its group.
+        vouched: the worker has seen that every number is finite; a server of its own host believes it.
         clock: the worker's.
         read_version: of the shard, as :meth:`Link.pull` returned it.
         codec: index into the run's list of codecs; -1: raw float32 in :attr:`Link.gradients`.
@@ -31,6 +32,7 @@ class Offer:
     lr: float
     weight: float = 1.0
     grouped: bool = False
+    vouched: bool = False
     clock: int = 0
     read_version: int = 0
     codec: int = -1

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from leptonai.core.errors import Fault
 from leptonai.training.parameter_server.bell import Bell, wait_until
 from leptonai.training.parameter_server.link import Answer, Offer
-from leptonai.training.parameter_server.memory import GROUPED, PUSH, Header, ShardMemory, Slot
+from leptonai.training.parameter_server.memory import GROUPED, PUSH, VOUCHED, Header, ShardMemory, Slot
 
 # A chunk is changed in well under a millisecond; one that stays odd this long belongs to a server that died.
 TRIES_PER_CHUNK = 10_000
+CHECK_ELEMENTS = 1 << 16
 
 
 class LocalLink:
@@ -96,7 +99,8 @@ class LocalLink:
     def prepare(self, offer: Offer) -> None:
         """Write all of a push but the word that offers it."""
         words, memory = self._words, self.memory
-        words[Slot.OP], words[Slot.FLAGS] = PUSH, GROUPED if offer.grouped else 0
+        words[Slot.OP] = PUSH
+        words[Slot.FLAGS] = GROUPED * offer.grouped | VOUCHED * offer.vouched
         words[Slot.START], words[Slot.STOP] = offer.start, offer.stop
         words[Slot.READ_VERSION], words[Slot.CLOCK] = offer.read_version, offer.clock
         memory.set_slot_float(self.slot, Slot.LR, offer.lr)
@@ -149,3 +153,15 @@ def finish_offers(memories: list[ShardMemory], slot: int, sequence: int) -> bool
             if int(memory.slots[slot, Slot.OFFERED]) < sequence:
                 memory.slots[slot, Slot.OFFERED] = sequence
     return any(offered)
+
+
+def copy_checked(source: NDArray[np.float32], target: NDArray[np.float32]) -> bool:
+    """Copy and look, block by block while it is in the cache, whether all numbers are finite."""
+    finite = True
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(source), CHECK_ELEMENTS):
+            block = target[start : start + CHECK_ELEMENTS]
+            np.copyto(block, source[start : start + CHECK_ELEMENTS])
+            # A sum of squares is finite only if every number is; only where it is not are the numbers looked at.
+            finite = finite and (math.isfinite(np.dot(block, block)) or bool(np.isfinite(block).all()))
+    return finite

@@ -205,14 +205,24 @@ class _ReplayLink:
         return versions
 
     def offer(self, offer: Offer) -> None:
+        self.prepare(offer)
+        self.submit(offer.sequence)
+
+    def prepare(self, offer: Offer) -> None:
         assert self._deal is not None
         checksums = self._deal.checksums
         if offer.sequence != self._deal.deal.deal or not self._deal.pushed:
             raise parted(self._deal, "the worker's code pushes what it did not push then")
         if checksums and zlib.crc32(offered_bytes(offer, self.gradients)) != checksums[self._timeline.number]:
             raise parted(self._deal, f"what is pushed to shard {self._timeline.number} differs")
+        self._inner.prepare(offer)
+
+    def prepared(self, sequence: int, *, deadline_seconds: float) -> None:
+        return
+
+    def submit(self, sequence: int) -> None:
         self.has_offered = True
-        self._inner.offer(offer)
+        self._inner.submit(sequence)
 
     def answer(self, sequence: int, *, deadline_seconds: float) -> Answer:
         self._seat.wait(lambda: bool(self._slot[Slot.ANSWERED] >= sequence))

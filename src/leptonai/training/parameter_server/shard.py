@@ -35,17 +35,11 @@ from leptonai.training.parameter_server.memory import (
     GROUPED,
     PUSH,
     REFUSED,
+    VOUCHED,
     Header,
     ShardMemory,
     Slot,
 )
-
-VOUCHED = 2
-"""FLAGS bit: the worker has looked itself, and every number it pushes is finite.
-
-Looking costs a tenth of an update when it is done by itself, and next to nothing while the gradient is being
-written. A worker that maps the shard is trusted with it anyway.
-"""
 
 Floats = NDArray[np.float32]
 Decode = Callable[[int, memoryview, Floats], None]
@@ -73,6 +67,7 @@ class Shard:
             for runs to be equal to the bit.
         delay_compensation: lambda of DC-ASGD, for pushes that are applied as they come.
         staleness_scaled_lr: divide the learning rate of such a push by its staleness, where above 1.
+        age_decay: such a push counts ``exp(-age_decay * staleness)``.
         decode: for pushes that are encoded.
         ranges: first and one-past-last element of each tensor, ascending; only LAMB needs them.
         answered: called with a slot after an answer was written there.
@@ -89,6 +84,7 @@ class Shard:
         kernels: Kernels | None = None,
         delay_compensation: float = 0.0,
         staleness_scaled_lr: bool = False,
+        age_decay: float = 0.0,
         decode: Decode | None = None,
         ranges: Sequence[tuple[int, int]] = (),
         answered: Callable[[int], None] = lambda _: None,
@@ -106,6 +102,7 @@ class Shard:
         self._lamb = LambRule(memory, optimizer, ranges) if isinstance(optimizer, Lamb) else None
         self._kernels = kernels if kernels or self._lamb else choose_kernels(optimizer)
         self._compensation, self._scaled_lr = delay_compensation, staleness_scaled_lr
+        self._age_decay = age_decay
         self._decode, self._answered = decode, answered
         self._scratch = np.empty((2, shape.chunk_elements), np.float32)
         self._buffers: dict[str, Floats] = {}
@@ -152,8 +149,10 @@ class Shard:
                 log.refuse(slot, sequence, REFUSED)
             else:
                 version = log.header[Header.VERSION]
+                stale = self._staleness(push, version)
                 if self._scaled_lr:
-                    lr /= max(1, self._staleness(push, version))
+                    lr /= max(1, stale)
+                lr *= math.exp(-self._age_decay * stale)
                 update = Update(pushes=(push,), start=start, stop=stop, lr=lr, version=version)
                 log.begin(update)
                 self._run(update, [values])

@@ -52,10 +52,12 @@ class Turn:
 
     def end(self) -> None:
         """Unwind the thread, wherever it waits."""
-        if self._thread.ident and not self.done:
+        if not self._thread.ident:
+            return
+        if not self.done:
             self._unwinding = True
             self._mine.release()
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         self._mine.acquire()

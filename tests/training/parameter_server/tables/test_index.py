@@ -56,7 +56,9 @@ TestIndex = AgainstDictionary.TestCase
 
 
 def test_a_large_index_finds_everything() -> None:
-    ids = np.random.default_rng(0).permutation(200_000)[:100_000] * 64  # a stride that a bad hash would pile up
+    ids = (
+        np.random.default_rng(0).permutation(200_000)[:100_000] * 64
+    )  # a stride that a bad hash would pile up
     size = index_size(len(ids))
     index = IdIndex(np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(2, np.uint64))
     for part in np.split(ids, 10):

@@ -130,13 +130,15 @@ def test_without_eviction_a_full_table_refuses_and_stays_whole() -> None:
 
 def test_a_cap_refuses_new_rows_but_not_old_ones() -> None:
     store = opened(table(num_rows=1_000_000, width=64, memory_cap_bytes=4 << 20))
-    created = 0
-    with pytest.raises(TableFull, match="exceed its cap"):
+    out = np.empty((2000, 64), np.float32)
+
+    def create_all() -> None:
         for start in range(0, 1_000_000, 2000):
-            rows_ = np.empty((2000, 64), np.float32)
-            store.pull(np.arange(start, start + 2000), rows_, create=True)
-            created += 2000
-    assert created >= 10_000
+            store.pull(np.arange(start, start + 2000), out, create=True)
+
+    with pytest.raises(TableFull, match="exceed its cap"):
+        create_all()
+    assert store.num_rows >= 10_000
     assert store.memory.used_bytes <= 4 << 20
     store.apply([push([0, 1], width=64)], lr_factor=1.0)
 

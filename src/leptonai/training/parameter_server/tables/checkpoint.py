@@ -90,19 +90,25 @@ def _put_own(storage: TableStorage, block: Block) -> int:
 def _pieces(storage: TableStorage, block_bytes: int) -> Iterator[bytes | memoryview]:
     table, shape = storage.table, storage.memory.shape
     max_rows = max(1, block_bytes // _row_bytes(table))
-    about = {**_identity(table), "max_rows": max_rows, "server": shape.server, "num_servers": shape.num_servers}
+    about = {
+        **_identity(table),
+        "max_rows": max_rows,
+        "server": shape.server,
+        "num_servers": shape.num_servers,
+    }
     text = json.dumps(about, sort_keys=True).encode()
     head = _HEAD.pack(_MAGIC, FORMAT_VERSION, len(text)) + text
     yield head + hashlib.sha256(head).digest()
     total = 0
     for block in storage.blocks(max_rows):
         total += len(block.ids)
-        parts = [_COUNT.pack(len(block.ids)), *map(_bytes, (block.ids, block.rows, block.states, block.clocks))]
+        parts: list[bytes | memoryview] = [_COUNT.pack(len(block.ids))]
+        parts += [_bytes(array) for array in (block.ids, block.rows, block.states, block.clocks)]
         yield from parts
         yield _digest(parts)
-    parts = [_COUNT.pack(0), _COUNT.pack(total)]
-    yield from parts
-    yield _digest(parts)
+    end = [_COUNT.pack(0), _COUNT.pack(total)]
+    yield from end
+    yield _digest(end)
 
 
 def _blocks(file: BinaryIO, path: Path, table: Table) -> Iterator[Block]:
@@ -202,4 +208,4 @@ def _damaged(path: Path, reason: str) -> Fault:
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+    return np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(b"")

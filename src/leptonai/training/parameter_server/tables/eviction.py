@@ -41,7 +41,10 @@ class LeastRecent:
 
     def _valid(self, now: int) -> NDArray[np.int64]:
         clocks = self._clocks[self._slots]
-        return self._slots[(clocks == self._seen) & (clocks < now) & (self._touched[self._slots] != 0)]
+        found: NDArray[np.int64] = self._slots[
+            (clocks == self._seen) & (clocks < now) & (self._touched[self._slots] != 0)
+        ]
+        return found
 
     def _search(self, count: int, allocated: int) -> None:
         clocks = np.where(self._touched[:allocated], self._clocks[:allocated], np.iinfo(np.int64).max)

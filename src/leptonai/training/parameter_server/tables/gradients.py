@@ -69,7 +69,9 @@ def bind(embeddings: Iterable[Embedding], rows: Mapping[str, Rows]) -> None:
     for embedding in embeddings:
         name = embedding.table.name
         if name not in rows:
-            raise InputError(f"table {name!r} has no link", hint=f"there are links for {', '.join(rows) or 'none'}")
+            raise InputError(
+                f"table {name!r} has no link", hint=f"there are links for {', '.join(rows) or 'none'}"
+            )
         embedding.bind(rows[name])
 
 

@@ -35,9 +35,7 @@ class IdIndex:
         words: two 64-bit counts that outlive the process: ids in it, places that are not ``EMPTY``.
     """
 
-    def __init__(
-        self, keys: NDArray[np.int64], slots: NDArray[np.int64], words: NDArray[np.uint64]
-    ) -> None:
+    def __init__(self, keys: NDArray[np.int64], slots: NDArray[np.int64], words: NDArray[np.uint64]) -> None:
         self._keys, self._slots, self._words = keys, slots, words
         self._mask = np.int64(len(keys) - 1)
         self._shift = np.uint64(64 - (len(keys).bit_length() - 1))

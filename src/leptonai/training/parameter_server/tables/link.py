@@ -112,9 +112,7 @@ class TableLink:
         Raises:
             InputError: as for :meth:`pull`, or the shapes do not fit.
         """
-        self.prepare(
-            ids, gradients, sequence=sequence, lr_factor=lr_factor, grouped=grouped, weight=weight
-        )
+        self.prepare(ids, gradients, sequence=sequence, lr_factor=lr_factor, grouped=grouped, weight=weight)
         self.submit(sequence)
 
     def prepare(
@@ -186,8 +184,8 @@ class LocalTableLink:
 
     def __init__(self, memory: TableMemory, slot: int, *, wake: Callable[[], None], bell: Bell) -> None:
         self._memory, self._slot, self._wake, self._bell = memory, slot, wake, bell
-        self._words = memoryview(memory.slots[slot])
-        self._header = memoryview(memory.header)
+        self._words = memory.slots[slot].data
+        self._header = memory.header.data
         self._table = memory.shape.table
         self._ids, self._rows = memory.pull_ids(slot), memory.pull_rows(slot)
         self._push_ids, self._push_rows = memory.push_ids(slot), memory.push_rows(slot)

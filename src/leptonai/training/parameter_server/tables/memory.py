@@ -46,7 +46,9 @@ class Header:
     JOB = 5
     VERSION = 8  # updates applied
     REFUSED = 9  # pushes refused because they were not finite
-    WRITES = 10  # odd while rows are being overwritten: readers of the rows themselves look at it before and after
+    WRITES = (
+        10  # odd while rows are being overwritten: readers of the rows themselves look at it before and after
+    )
     NUM_ROWS = 11  # rows that exist
     ALLOCATED = 12  # rows ever given out (tables with capacity)
     CLOCK = 13  # requests so far, by which rows are old or new
@@ -185,7 +187,14 @@ class TableMemory:
         Raises:
             Fault: it holds something else than ``shape`` says.
         """
-        expected = [MAGIC, digest_word(shape.table), shape.server, shape.num_servers, shape.num_slots, shape.job]
+        expected = [
+            MAGIC,
+            digest_word(shape.table),
+            shape.server,
+            shape.num_servers,
+            shape.num_slots,
+            shape.job,
+        ]
         found: list[int] = []
         size = os.fstat(fd).st_size
         if size == _offsets(shape)["end"]:
@@ -234,7 +243,9 @@ class TableMemory:
         count = int(np.prod(shape, dtype=np.int64))
         if not count:
             return np.zeros(shape, kind)
-        return np.frombuffer(self._map, kind, count=count, offset=self._offsets[region] + extra).reshape(shape)
+        return np.frombuffer(self._map, kind, count=count, offset=self._offsets[region] + extra).reshape(
+            shape
+        )
 
 
 def _num_places(shape: TableShape) -> int:

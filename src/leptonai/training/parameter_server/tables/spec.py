@@ -129,7 +129,9 @@ class Table:
         if self.memory_cap_bytes is not None:
             _whole(self, "memory_cap_bytes", 1, 1 << 60)
         if not isinstance(self.rule, RowSGD | RowAdagrad | RowAdam):
-            raise InputError(f"table {self.name!r}: unknown rule {self.rule!r}", hint="RowSGD, RowAdagrad or RowAdam")
+            raise InputError(
+                f"table {self.name!r}: unknown rule {self.rule!r}", hint="RowSGD, RowAdagrad or RowAdam"
+            )
         if self.init not in ("uniform", "normal") or not (0.0 <= self.init_scale < math.inf):
             raise InputError(
                 f"table {self.name!r}: expected init uniform or normal and init_scale >= 0, "

@@ -62,7 +62,7 @@ class TableStorage:
 
     def __init__(self, memory: TableMemory) -> None:
         self.memory, self.table = memory, memory.shape.table
-        self._header = memoryview(memory.header)
+        self._header = memory.header.data
         counts = memory.header[Header.INDEX_COUNTS : Header.INDEX_COUNTS + 2]
         self._index = IdIndex(memory.keys, memory.places, counts) if self.table.capacity is not None else None
         self._oldest = LeastRecent(memory.clocks, memory.touched)
@@ -235,7 +235,9 @@ class TableStorage:
             if self._index is not None:
                 self._index.rebuild(memory.ids[live], live)
                 self._spare = np.flatnonzero(memory.touched[:stop] == 0)
-            header[Header.CREATING] = int(len(self._spare) > 0)  # else a second death would forget the spare slots
+            header[Header.CREATING] = int(
+                len(self._spare) > 0
+            )  # else a second death would forget the spare slots
         if header[Header.LOG_READY]:
             self._carry_out()
         if header[Header.WRITES] & 1:
@@ -332,7 +334,9 @@ def _combined(pushes: Sequence[Push], width: int) -> tuple[NDArray[np.int64], ND
     for push in pushes:
         at = places[start : start + len(push.ids)]
         start += len(push.ids)
-        np.add.at(summed, at, push.gradients if push.weight == 1.0 else push.gradients * np.float32(push.weight))
+        np.add.at(
+            summed, at, push.gradients if push.weight == 1.0 else push.gradients * np.float32(push.weight)
+        )
     return ids, summed
 
 

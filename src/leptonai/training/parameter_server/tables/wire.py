@@ -102,7 +102,12 @@ def decode_request(message: memoryview, tables: Sequence[Table]) -> Request:
 
 
 def encode_reply(
-    *, problem: int = 0, verdict: int = 0, answered: int = 0, version: int = 0, rows: NDArray[np.float32] | None = None
+    *,
+    problem: int = 0,
+    verdict: int = 0,
+    answered: int = 0,
+    version: int = 0,
+    rows: NDArray[np.float32] | None = None,
 ) -> Buffers:
     """The reply's parts."""
     count = 0 if rows is None else len(rows)
@@ -129,4 +134,4 @@ def decode_reply(message: memoryview, table: Table, *, rows: int) -> Reply:
 
 
 def _bytes(array: NDArray[np.int64] | NDArray[np.float32]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array)).cast("B")
+    return np.ascontiguousarray(array).data.cast("B")
