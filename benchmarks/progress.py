@@ -39,7 +39,7 @@ class Loss:
 class Progress:
     """All that is read from one run's report; ``first_step_at_seconds`` is None where steps were not timed.
 
-    ``numbers`` are what else a contestant reported, by names of its theme's own.
+    ``numbers`` and ``samples`` are what else a contestant reported, by names of its theme's own.
     """
 
     first_step_at_seconds: float | None = None
@@ -47,6 +47,7 @@ class Progress:
     accuracies: tuple[Accuracy, ...] = ()
     losses: tuple[Loss, ...] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

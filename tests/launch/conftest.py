@@ -11,6 +11,7 @@ import pytest
 from leptonai.compute.cluster import Cluster, Device, Node
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.events import Event
+from leptonai.core.faults import FaultScript
 from leptonai.launch.engine import start_engine
 from leptonai.launch.jobs import JobFile
 from leptonai.launch.request import RunResult, TrainRequest
@@ -43,7 +44,8 @@ class Runner:
         """A job file whose ``job`` is an expression over the toy module."""
         path = self.home / f"{name}.py"
         path.write_text(
-            f"import sys\nsys.path.insert(0, {str(TOY.parent)!r})\nfrom toy import *\nfrom served_toy import *\njob = {expression}\n"
+            f"import sys\nsys.path.insert(0, {str(TOY.parent)!r})\n"
+            f"from toy import *\nfrom served_toy import *\njob = {expression}\n"
         )
         return path
 
@@ -57,6 +59,7 @@ class Runner:
         resume: bool = False,
         overrides: tuple[str, ...] = (),
         autotune: bool = False,
+        faults: FaultScript | None = None,
         **changes: Any,
     ) -> RunResult:
         self.events = []
@@ -69,6 +72,7 @@ class Runner:
         request = TrainRequest(
             job=JobFile(path=path), cluster=cluster(workers, **changes), cluster_text="nodes: []\n",
             home=self.home / "home", run_dir=self.home / run, resume=resume, overrides=overrides, autotune=autotune,
+            faults=faults,
         )  # fmt: skip
         return train(request, on_event=hear, engine=self.engine)
 

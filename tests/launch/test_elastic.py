@@ -98,7 +98,7 @@ def test_every_example_is_used_once_an_epoch_however_many_workers_are_lost(run: 
     log = run.home / "used"
     job = (
         f"toy({SLOW}, {NO_SPARE}, data=Data(train=Arrays(np.concatenate([inputs[:, :11], "
-        "np.arange(203, dtype=np.float32)[:, None]], 1), labels), augment=Note({log!r})))"
+        "np.arange(203, dtype=np.float32)[:, None]], 1), labels), augment=(Note({log!r}),)))"
     ).replace("{log!r}", repr(str(log)))
     result = run(job, workers=2, listener=Hand({5: send(0), 12: send(1), 20: send(0)}))
     assert result.status == "done"
@@ -113,12 +113,12 @@ def test_every_example_is_used_once_an_epoch_however_many_workers_are_lost(run: 
         assert sorted(seen) == list(range(203))
 
 
-def test_twelve_kills_in_one_run_change_nothing(run: Runner) -> None:
-    job = "toy({}, epochs=None, steps=130, elastic=Elastic(spare=0, max_losses=20))".format(SLOW)
+def test_eight_kills_in_one_run_change_nothing(run: Runner) -> None:
+    job = f"toy({SLOW}, epochs=None, steps=90, elastic=Elastic(spare=0, max_losses=20))"
     calm = run(job, run="calm")
-    deeds = {10 * turn: send(turn % 2) for turn in range(1, 13)}
+    deeds = {10 * turn: send(turn % 2) for turn in range(1, 9)}
     result = run(job, run="hit", listener=Hand(deeds))
-    assert len(run.of(WorkerLost)) == 12
+    assert len(run.of(WorkerLost)) == 8
     assert_equal(calm, result)
     assert result.examples == calm.examples
 
@@ -222,3 +222,10 @@ def test_settings_out_of_range_are_refused(words: str) -> None:
     name, _, value = words.partition("=")
     with pytest.raises(InputError, match=name):
         Elastic(**{name: True if value == "True" else int(value)})  # type: ignore[arg-type]
+
+
+def test_settings_of_a_part_the_job_lacks_are_refused_by_name(run: Runner) -> None:
+    with pytest.raises(InputError, match="the job has no parameter_server"):
+        run(overrides=("parameter_server.consistency=ssp(3)",))
+    with pytest.raises(InputError, match="the job has no elastic"):
+        run("toy(elastic=None)", overrides=("elastic.spare=0",))

@@ -21,6 +21,7 @@ from leptonai.core.events import (
     EpochDone,
     Evaluated,
     Event,
+    Notice,
     Resized,
     ServerRestarted,
     ServerStarted,
@@ -35,8 +36,10 @@ from leptonai.launch.request import RunResult
 from leptonai.training.data.order import Order as DataOrder
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import shares
+from leptonai.training.parameter_server import memory as memory_module
 from leptonai.training.parameter_server.kernels import choose_kernels, initialise_states, num_states
 from leptonai.training.parameter_server.layout import lay_out
+from leptonai.training.parameter_server.memory import ShardShape, shard_bytes
 from leptonai.training.parameter_server.served_loop import piece_batch, piece_seed
 from leptonai.training.parameter_server.work import Piece
 from leptonai.training.pytorch.flat import TorchFlatLearner
@@ -272,6 +275,41 @@ def test_a_gradient_that_is_not_finite_is_refused_counted_and_computed_again(run
     run(f"served('asp', model=lambda: Poisoned({str(marker)!r}), {FREQUENT})")
     assert run.of(Staleness)[-1].refused == 1
     assert_whole_epochs(run)
+
+
+def test_over_tcp_nothing_is_other_than_through_memory(run: Runner) -> None:
+    local = run("served(servers=2)", run="local")
+    remote = run("served(servers=2, transport='tcp')", run="remote")
+    assert_same_bits(local, remote)
+    assert run.of(Staleness)[-1].bytes_sent > 2 * 28 * 400 * 4 / 2
+
+
+def test_killed_processes_over_tcp_lose_and_repeat_nothing(run: Runner) -> None:
+    killer = Killer([("server", 0), ("worker", 1), ("server", 1)], every_steps=4)
+    result = run(f"served('asp', servers=2, transport='tcp', epochs=6, {FREQUENT})", listener=killer)
+    assert not killer.left
+    assert result.pushes_lost == 0
+    assert_whole_epochs(run, epochs=6)
+
+
+def test_too_little_memory_says_how_much_and_falls_back_only_where_allowed(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lean = ShardShape(num_elements=416, num_states=1, num_slots=2, chunk_elements=416, has_reads=False)
+    monkeypatch.setattr(memory_module, "_available_bytes", lambda: shard_bytes(lean))
+    with pytest.raises(Fault, match=r"a shard needs .* MB of shared memory"):
+        run("served()", run="refused")
+    run("served(tcp_fallback=True)")
+    assert any("workers go over TCP" in event.message for event in run.of(Notice))
+    assert_whole_epochs(run)
+
+
+def test_a_keras_model_trains_in_every_family(run: Runner) -> None:
+    pytest.importorskip("tensorflow")
+    for mode in ("asp", "diloco(3, momentum=0.5)"):
+        run(f"served_keras({mode!r})", run=mode.partition("(")[0])
+        assert_whole_epochs(run)
+        assert run.of(Evaluated)[-1].metrics["loss"] < 1.0
 
 
 def test_hogwild_trains(run: Runner) -> None:

@@ -40,3 +40,4 @@ def test_a_comparison_finds_another_word_and_overlooks_another_number() -> None:
     assert normalised(shown) == normalised("run  other-20260101-000000-0000  0.5\n3 MiB in 12 s\nbfloat16\n")
     assert normalised(shown) != normalised(shown.replace("run ", "ran "))
     assert normalised("step 1\nstep 2\n") == ["step N"]
+    assert normalised(f"shard 0  {'0a' * 16}\n") == ["shard N DIGEST"]

@@ -8,8 +8,8 @@ An HTML comment right before a block says what it is:
 - ``<!-- interrupt -->``: a ``sh`` block that gets a Ctrl-C once its run has taken a few steps;
 - ``<!-- background -->``: a ``sh`` block whose run goes on, from its first steps on, while the next block is run.
 
-A ``sh`` block without a comment is run; a ``text`` block after it shows its output. Numbers, names of runs,
-paths, precision and memory format may differ, and so may the number of progress lines and all of a drawing.
+A ``sh`` block without a comment is run; a ``text`` block after it shows its output. Numbers, digests, names of
+runs, paths, precision and memory format may differ, and so may the number of progress lines and all of a drawing.
 
 ``python -m tests.tutorials.walk PAGE`` walks a page on the data of ``$LEPTON_DATA`` and writes what came into it.
 """
@@ -181,6 +181,7 @@ def normalised(output: str) -> list[str]:
         line = re.sub(r"\S*/\S*/\S*", "PATH", line)
         line = re.sub(r"\b[\w-]+-\d{8}-\d{6}-[0-9a-f]{4}\b", "RUN", line)
         line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME", line)
+        line = re.sub(r"\b[0-9a-f]{32,}\b", "DIGEST", line)
         line = re.sub(r"\d[\d,.:]*(e[-+]?\d+)?", "N", line)
         line = re.sub(r"\bN [numkMGT]?(s|min|h|B|KiB|MiB|GiB|FLOP)\b", r"N \1", line)
         line = re.sub(r"\bN (KiB|MiB|GiB)\b", "N B", line)

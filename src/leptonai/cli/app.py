@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import typer
 from typer.models import ArgumentInfo
 
-from leptonai.cli import chaos, data, doctor, export, plan, resize, runs, train
+from leptonai.cli import chaos, data, doctor, export, plan, replay, resize, runs, train
 from leptonai.cli.output import INTERNAL_ERROR_CODE, INTERRUPTED_CODE, err, out, print_error, print_json, say
 from leptonai.core.errors import InputError, LeptonError
 
@@ -46,6 +46,7 @@ def build_app() -> typer.Typer:
     app.command(epilog=plan.EXAMPLES)(plan.plan)
     app.command(epilog=chaos.EXAMPLES)(chaos.chaos)
     app.add_typer(runs.app, name="runs")
+    app.command(epilog=replay.EXAMPLES)(replay.replay)
     app.command(epilog=resize.EXAMPLES)(resize.resize)
     app.add_typer(data.app, name="data")
     app.command(epilog=export.EXAMPLES)(export.export)

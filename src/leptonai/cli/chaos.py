@@ -134,8 +134,9 @@ def print_report(report: FaultReport, console: Console) -> None:
         "servers restarted": str(report.servers_restarted),
         "samples": f"{_count(report.samples_lost)} lost, {_count(report.samples_repeated)} repeated "
         f"in {report.epochs} whole epoch(s)",
-        "acknowledged pushes": f"{_count(report.pushes_lost)} lost",
     }
+    if report.pushes_lost is not None:
+        rows["acknowledged pushes"] = f"{report.pushes_lost:,} lost"
     console.print(facts(rows))
 
 

@@ -45,6 +45,7 @@ class Recovery:
     Args:
         fail: raises a failure as the run's own.
         elastic_allowed: False where the exchange cannot be left once it is broken.
+        expected_losses: those that were asked for, which do not count against the job's limit.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class Recovery:
         on_event: Callable[[Event], None],
         fail: Callable[[Failure], None],
         elastic_allowed: bool,
+        expected_losses: int = 0,
     ) -> None:
         self._engine, self._roster, self._page, self._watch = engine, roster, page, watch
         self._clock, self._on_event, self._fail = clock, on_event, fail
         self._elastic_allowed = elastic_allowed
         self.elastic: Elastic | None = None
-        self._losses = Losses()
+        self._losses = Losses(total=-expected_losses)
         self._reasons: dict[str, Failure] = {}
         self._last_loss = Failure(
             rank=0, kind="error", message="", hint=None, traceback="", step=0, at_monotonic=0.0

@@ -19,10 +19,12 @@ from leptonai.core.clock import Clock
 from leptonai.core.control import Halt, Order, Resize, Save, SwitchConsistency, order_to_json
 from leptonai.core.errors import InputError
 from leptonai.core.events import Event, OrderTaken, WorkerFailed, WorkerStarted, event_from_json
+from leptonai.core.faults import Role
 from leptonai.launch.elastic_gang import Recovery
 from leptonai.launch.failures import Failure, root_cause, silent_death, tail, to_error
 from leptonai.launch.outbox import Outbox
 from leptonai.launch.roster import Member, Roster
+from leptonai.launch.run_faults import RunFaults
 from leptonai.launch.watch import Watch, is_stopped
 
 __all__ = [
@@ -58,6 +60,7 @@ class Gang:
         specs: one a worker, in order of rank.
         page: where the workers note their progress.
         on_event: takes every event, workers' and the gang's own.
+        faults: injected ones; None: none.
         on_gate: answers the end of an epoch with (stop, new learning rate).
     """
 
@@ -70,15 +73,19 @@ class Gang:
         limits: Limits,
         clock: Clock,
         on_event: Callable[[Event], None],
+        faults: RunFaults | None = None,
         on_gate: Callable[[Mapping[str, Any]], tuple[bool, float | None]] | None = None,
     ) -> None:
         self._engine, self._page, self._clock = engine, page, clock
-        self._roster = Roster(engine, specs)
+        self._faults = faults or RunFaults(None, num_workers=len(specs), clock=clock)
+        self._faults.use(self._signal)
+        self._roster = Roster(engine, specs, self._faults.assignment)
         self._watch = Watch(page, limits)
         self._outbox = Outbox(on_event, on_gate)
         self._recovery = Recovery(
             engine, self._roster, page, self._watch, clock=clock, on_event=on_event, fail=self._raise,
             elastic_allowed=specs[0].assignment.get("backend") != "nccl",
+            expected_losses=self._faults.expected_losses,
         )  # fmt: skip
         threads = int(specs[0].assignment.get("tuning", {}).get("threads", 1))
         cores = len(os.sched_getaffinity(0))
@@ -134,6 +141,10 @@ class Gang:
         self._unheard = []
         for report in reports:
             self._take(report)
+        for injected in self._faults.poll(
+            {("worker", worker.rank): worker.step for worker in self._page.read()}
+        ):
+            self._outbox.send(injected)
         self._pass_orders()
         self._end_if_failed()
         if self._first_failure_seconds is None:
@@ -167,6 +178,8 @@ class Gang:
     def _hear(self, member: Member, values: Mapping[str, Any]) -> None:
         if "event" in values:
             self._outbox.send(event_from_json(values["event"]))
+        elif "fault" in values:
+            self._outbox.send(self._faults.heard(values["fault"]))
         elif "ready" in values:
             self._recovery.ready(member, values["ready"])
         elif "ended" in values:
@@ -194,6 +207,10 @@ class Gang:
                 self._fail(member, failure)
             else:
                 self._recovery.lose(member, failure)
+
+    def _signal(self, role: Role, index: int, number: signal.Signals) -> None:
+        if index < len(self._roster.group):
+            self._engine.signal(self._roster.group[index].name, number)
 
     def _step_of(self, rank: int) -> int:
         """Whole steps the worker has done, as far as the page tells."""
@@ -272,7 +289,7 @@ class Gang:
         pids = {
             rank: member.pid
             for rank, member in enumerate(self._roster.group)
-            if member.pid and member.name not in self._gone
+            if member.pid and member.name not in self._gone and not self._faults.holds("worker", rank)
         }
         hang = self._watch.look(pids, now)
         if hang is not None:

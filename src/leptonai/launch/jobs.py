@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,12 +174,22 @@ def _replace(target: Any, keys: list[str], value: Any, where: str) -> Any:
 
 
 def identity(
-    job: TrainJob, *, model_shapes: Mapping[str, tuple[int, ...]], data: Mapping[str, Any], num_examples: int
+    job: TrainJob,
+    *,
+    model_shapes: Mapping[str, tuple[int, ...]],
+    data: Mapping[str, Any],
+    num_examples: int,
+    tables: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What makes two runs runs of the same job: every setting that alters results, in JSON-ready words."""
     shapes = repr(sorted((name, tuple(shape)) for name, shape in model_shapes.items()))
     # Left out where there is none, so that runs from before it existed can be resumed.
     server = {} if job.parameter_server is None else {"parameter_server": repr(job.parameter_server)}
+    if tables:
+        speed_only = ("memory_cap_bytes", "batch_rows")
+        server["tables"] = repr(
+            [{key: each[key] for key in sorted(each) if key not in speed_only} for each in tables]
+        )
     return {
         **server,
         "name": job.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,16 @@ class Roster:
 
     Args:
         specs: of the first group, in order of rank.
+        faults: what a worker is told of injected faults when it joins a group.
     """
 
-    def __init__(self, engine: Engine, specs: Sequence[WorkerSpec]) -> None:
-        self._engine, self._specs = engine, specs
+    def __init__(
+        self,
+        engine: Engine,
+        specs: Sequence[WorkerSpec],
+        faults: Callable[[], Mapping[str, Any] | None] = lambda: None,
+    ) -> None:
+        self._engine, self._specs, self._faults = engine, specs, faults
         self.group = [Member(spec) for spec in specs]
         self.spares: list[Member] = []
         self.additions: list[Member] = []
@@ -163,5 +169,6 @@ class Roster:
             "backend": backend,
             "source": source,
             "step": step,
+            "faults": self._faults(),
             "cores": list(self._specs[rank].cores) if rank < len(self._specs) else [],
         }

@@ -44,6 +44,7 @@ from leptonai.launch.jobs import JobFile, differences
 from leptonai.launch.record import Recorders, run_recorders
 from leptonai.launch.registry import RunRegistry, workspace_url
 from leptonai.launch.request import EpochReport, RunResult, TrainRequest, result_to_json
+from leptonai.launch.run_faults import RunFaults
 from leptonai.launch.rundir import RunDirectory, read_json_object
 from leptonai.launch.scouting import plan_from, scout_job, threads_per_worker
 from leptonai.launch.served import served_gang
@@ -259,8 +260,12 @@ class _Run:
         page = ProgressPage.create(plan.num_workers)
         stack.callback(page.close)
         specs = worker_specs(self._request, run_dir, plan, scouted, scratch, page, fds)
+        faults = RunFaults(
+            self._request.faults, num_workers=plan.num_workers, total_steps=scouted["total_steps"],
+            clock=self._clock,
+        )  # fmt: skip
         return Gang(
-            engine, specs, page, limits=limits, clock=self._clock,
+            engine, specs, page, limits=limits, clock=self._clock, faults=faults,
             on_event=self._emit, on_gate=self._gate(run_dir),
         )  # fmt: skip
 

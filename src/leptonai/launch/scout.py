@@ -11,6 +11,7 @@ from leptonai.core.errors import Fault
 from leptonai.launch.engine import FrameworkName
 from leptonai.launch.frameworks import FRAMEWORKS, Place, framework_of
 from leptonai.launch.jobs import identity
+from leptonai.launch.served_scout import scout_served, scout_tables
 
 if TYPE_CHECKING:
     from leptonai.training.job import TrainJob
@@ -31,7 +32,10 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
     name, model = _build(job, assignment["threads"])
     framework = FRAMEWORKS[name]()
     workload, unused = framework.profile(job, data, model)
-    found = identity(job, model_shapes=_shapes(model), data=data.fingerprint(), num_examples=len(data.train))
+    tables = scout_tables(job, name, model)
+    found = identity(
+        job, model_shapes=_shapes(model), data=data.fingerprint(), num_examples=len(data.train), tables=tables
+    )
     resume, damaged = _look_for_checkpoint(assignment["resume_dir"])
     threads = assignment["threads"]
     if assignment["autotune"]:
@@ -40,12 +44,12 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
         )
     else:
         tuning = untuned(job, threads=threads)
+    if tables and name == "tensorflow":
+        tuning = dataclasses.replace(tuning, compile=False)  # XLA cannot call out for rows
     served = None
     if job.parameter_server is not None:
-        from leptonai.launch.served_scout import scout_served
-
         place = Place(device=assignment["device"], some_unused=bool(unused))
-        served = scout_served(job, framework, tuning, place)
+        served = {**scout_served(job, framework, tuning, place), "tables": tables}
     return {
         "served": served,
         "task": job.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +20,15 @@ from leptonai.core.events import Event, Notice
 from leptonai.launch.assignments import job_words, payload, worker_environment
 from leptonai.launch.gang import SignallingEngine
 from leptonai.launch.request import TrainRequest
+from leptonai.launch.run_faults import RunFaults
 from leptonai.launch.rundir import read_json_object
 from leptonai.launch.scouting import num_slots
-from leptonai.launch.served_faults import ServedFaults
 from leptonai.launch.served_gang import ServedGang
 from leptonai.launch.served_memory import ServedMemory, create_memory
+from leptonai.launch.served_record import Recorder, environment_words
 from leptonai.launch.served_report import ServedReport
 from leptonai.launch.served_servers import Servers
+from leptonai.launch.served_tables import create_tables
 from leptonai.launch.served_workers import Workers
 from leptonai.training.checkpoint import MANIFEST_NAME
 from leptonai.training.elastic import Elastic
@@ -71,6 +74,11 @@ def served_gang(
     layout = lay_out(tensors, plan.servers.num_servers)
     memory, over_tcp = _memory(stack, layout, plan, served, slots, str(run_dir), notice)
     slots = len(memory.worker_bells)
+    tables = create_tables(
+        stack, served["tables"], num_servers=len(memory.shards), num_slots=slots, job=memory.job,
+        resume_from=Path(scouted["resume"]["path"]) if scouted["resume"] else None,
+    )  # fmt: skip
+    memory = dataclasses.replace(memory, tables=tables)
     page = ProgressPage.create(slots)
     stack.callback(page.close)
     extra = _checkpoint_extra(scouted["resume"])
@@ -81,7 +89,7 @@ def served_gang(
     )  # fmt: skip
     if scouted["resume"]:
         report.begin(scouted["resume"]["step"], extra)
-    faults = ServedFaults(
+    faults = RunFaults(
         request.faults, num_workers=plan.num_workers, num_servers=plan.servers.num_servers,
         total_steps=scouted["total_steps"], clock=clock,
     )  # fmt: skip
@@ -101,6 +109,7 @@ def served_gang(
         memory,
         report,
         faults,
+        _recorder(run_dir, memory, scouted, tensors, stack),
         num_workers=plan.num_workers,
         over_tcp=over_tcp,
         save_every_seconds=served["save_every_seconds"],
@@ -169,6 +178,30 @@ def _coordinator(
     )
 
 
+def _recorder(
+    run_dir: Path,
+    memory: ServedMemory,
+    scouted: Mapping[str, Any],
+    tensors: Sequence[TensorSpec],
+    stack: contextlib.ExitStack,
+) -> Recorder | None:
+    """Keeps the interleaving, if the job asks for it."""
+    served = scouted["served"]
+    if not served["settings"]["record"]:
+        return None
+    if scouted["resume"] is not None:
+        raise InputError(
+            "a resumed run cannot be recorded: a record begins with the run",
+            hint="resume with --set parameter_server.record=false, or start a new run",
+        )
+    recorder = Recorder(
+        run_dir, memory, identity=json.dumps(scouted["identity"], sort_keys=True), tensors=tensors,
+        optimizer=optimizer_from_json(served["optimizer"]), versions=environment_words(scouted["framework"]),
+    )  # fmt: skip
+    stack.callback(recorder.close)
+    return recorder
+
+
 def _checkpoint_extra(resume: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the checkpoint to go on from keeps beside the weights."""
     if resume is None:
@@ -192,7 +225,7 @@ class _Parts:
     slots: int
     tensors: Sequence[TensorSpec]
     layout: ShardLayout
-    faults: ServedFaults
+    faults: RunFaults
     over_tcp: bool
     secrets: Mapping[str, str]
 
@@ -206,6 +239,8 @@ class _Parts:
                 "role": "server",
                 "server": number,
                 "job": self.memory.job,
+                "num_servers": len(self.memory.shards),
+                "tables": served["tables"],
                 "optimizer": served["optimizer"],
                 "rules": {
                     "delay_compensation": settings["delay_compensation"],
@@ -245,6 +280,7 @@ class _Parts:
                 "num_servers": len(self.memory.shards),
                 "num_slots": self.slots,
                 "memory_id": self.memory.job,
+                "tables": served["tables"],
                 "rank": rank,
                 "initialize": initialize,
                 "device": "cpu" if place.device_kind == "cpu" else f"cuda:{place.device_index}",

@@ -28,16 +28,17 @@ from leptonai.core.events import (
 )
 from leptonai.core.faults import Role
 from leptonai.launch.gang import Failure, SignallingEngine, interrupts, tail, to_error
+from leptonai.launch.run_faults import RunFaults
 from leptonai.launch.served_books import PushBooks
-from leptonai.launch.served_faults import ServedFaults
 from leptonai.launch.served_memory import ServedMemory
+from leptonai.launch.served_record import Recorder
 from leptonai.launch.served_report import ServedReport
 from leptonai.launch.served_servers import Servers, how_it_ended
+from leptonai.launch.served_tables import answered_everywhere, finish_everywhere
 from leptonai.launch.served_workers import Worker, Workers
 from leptonai.training.elastic import Elastic
 from leptonai.training.parameter_server.consistency import parse_consistency
 from leptonai.training.parameter_server.coordinator import Coordinator
-from leptonai.training.parameter_server.local_link import finish_offers
 from leptonai.training.parameter_server.memory import Header, Slot
 from leptonai.training.parameter_server.work import (
     Apply,
@@ -71,7 +72,8 @@ class ServedGang:
         coordinator: Coordinator,
         memory: ServedMemory,
         report: ServedReport,
-        faults: ServedFaults,
+        faults: RunFaults,
+        recorder: Recorder | None,
         *,
         num_workers: int,
         elastic: Elastic | None,
@@ -83,6 +85,7 @@ class ServedGang:
         self._engine, self._workers, self._coordinator = engine, workers, coordinator
         self._servers = servers(self._count_loss)
         self._memory, self._report, self._num_workers = memory, report, num_workers
+        self._recorder, self._recording = recorder, False
         self._faults, self._over_tcp = faults, over_tcp
         faults.use(self._signal)
         self._books = PushBooks(memory)
@@ -132,6 +135,8 @@ class ServedGang:
                     self.interrupted = True
                     self._follow(Halt())
         self._faults.close()
+        if self._recorder is not None:
+            self._recorder.end()
         self._servers.stop()
         return {
             "pushes_lost": self._books.lost(),
@@ -188,9 +193,11 @@ class ServedGang:
             self._on_event(self._faults.heard(report.values["fault"]))
             return
         if self._servers.owns(report.name):
-            for group in self._servers.hear(report):
+            for group, lr in self._servers.hear(report):
                 self._books.applied()
-                self._do(self._coordinator.group_applied(group))
+                if self._recorder is not None:
+                    self._recorder.group_applied(group, lr)
+                self._do(self._coordinator.group_applied(group.group))
             if isinstance(report, Message) and "serving" in report.values:
                 if self._over_tcp and self._servers.all_serve and not self._workers.ranks:
                     self._start_workers()  # now that it is known where the servers listen
@@ -212,6 +219,9 @@ class ServedGang:
             case {"event": event}:
                 self._report.note_saved(event)
                 self._on_event(event_from_json(event))
+            case {"computed": told}:
+                if self._recorder is not None and worker.deal is not None:
+                    self._recorder.computed(worker.deal, told)
             case {"failed": failed}:
                 self._fail(Failure(rank=worker.rank, **failed))
             case {"served": {"kind": "spare"}}:
@@ -244,7 +254,7 @@ class ServedGang:
                 self._do(self._coordinator.offered(worker.rank, deal.deal, deal.deal, **sums))
             case "applied":
                 worker.deal = None
-                self._books.applied()
+                self._push_applied(deal)
                 staleness = report["staleness"]
                 self._do(self._coordinator.applied(worker.rank, deal.deal, staleness=staleness, **sums))
             case "refused":
@@ -255,9 +265,14 @@ class ServedGang:
         """Workers that are ready join once every server serves and the first parameters are written."""
         if not self._initialized or not self._servers.all_serve:
             return
+        if self._recorder is not None and not self._recording:
+            self._recording = True
+            self._recorder.begin(self._servers.kernels)
         for worker in self._workers.ready():
             if worker.rank in self._coordinator.workers or worker.rank in self._orphans:
                 continue
+            if self._recorder is not None:
+                self._recorder.joined(worker.rank)
             if worker.lost_seconds is not None:
                 seconds = self._clock.monotonic_seconds() - worker.lost_seconds
                 worker.lost_seconds = None
@@ -283,8 +298,8 @@ class ServedGang:
         at, step = self._clock.now_seconds(), self._coordinator.progress.step
         self._on_event(WorkerLost(at_seconds=at, rank=worker.rank, step=step, reason=reason, pid=worker.pid))
         deal = worker.deal
-        shards = list(self._memory.shards)
-        if deal is not None and not deal.grouped and finish_offers(shards, worker.rank, deal.deal):
+        held = self._memory.shards, self._memory.tables.all
+        if deal is not None and not deal.grouped and finish_everywhere(*held, worker.rank, deal.deal):
             self._orphans[worker.rank] = deal  # the servers have it: it counts, once they have applied it
         else:
             self._do(self._coordinator.leave(worker.rank))
@@ -298,19 +313,26 @@ class ServedGang:
                 f"{reason}; {self._workers.count} workers are left, at least {self._elastic.min_workers} are needed"
             )
 
+    def _push_applied(self, deal: Compute) -> None:
+        self._books.applied()
+        if self._recorder is not None:
+            self._recorder.applied(deal)
+
     def _settle(self, rank: int, deal: Compute) -> None:
         """Count a dead worker's push once every server has answered it."""
-        slots = [memory.slots[rank] for memory in self._memory.shards]
-        if any(int(slot[Slot.ANSWERED]) < deal.deal for slot in slots):
+        if not answered_everywhere(self._memory.shards, self._memory.tables.all, rank, deal.deal):
             return
+        slots = [memory.slots[rank] for memory in self._memory.shards]
         del self._orphans[rank]
         staleness = max(int(slot[Slot.STALENESS]) for slot in slots)
         examples = sum(piece.num_examples for piece in deal.pieces)
-        self._books.applied()
+        self._push_applied(deal)
         loss = self._report.mean_loss * examples  # its own word of the loss died with it
-        self._do(
-            self._coordinator.applied(rank, deal.deal, staleness=staleness, loss_sum=loss, examples=examples)
+        freed = self._coordinator.applied(
+            rank, deal.deal, staleness=staleness, loss_sum=loss, examples=examples
         )
+        # What it is dealt now goes back at once: whoever plays the rank next must not hear of it.
+        self._do([decision for decision in freed if getattr(decision, "worker", None) != rank])
         self._do(self._coordinator.leave(rank))
         self._admit()
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from leptonai.launch.served_tables import ServedTables
 from leptonai.training.optimizers import Optimizer
 from leptonai.training.parameter_server.bell import Bell
 from leptonai.training.parameter_server.kernels import initialise_states, num_states
 from leptonai.training.parameter_server.layout import ShardLayout
-from leptonai.training.parameter_server.memory import ShardMemory, ShardShape
+from leptonai.training.parameter_server.memory import CHUNK_ELEMENTS, ShardMemory, ShardShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +24,14 @@ class ServedMemory:
         server_bells: one a server.
         worker_bells: one a slot.
         job: 64 bits by which processes know they belong together.
+        tables: the model's sparse tables, if it has any.
     """
 
     shards: tuple[ShardMemory, ...]
     server_bells: tuple[Bell, ...]
     worker_bells: tuple[Bell, ...]
     job: int
+    tables: ServedTables = field(default_factory=ServedTables)
 
     @property
     def size_bytes(self) -> int:
@@ -36,19 +39,21 @@ class ServedMemory:
         return sum(shard.size_bytes for shard in self.shards)
 
     def server_fds(self, server: int) -> list[int]:
-        """What server number ``server`` inherits: its shard, its bell, every worker's bell."""
+        """What server number ``server`` inherits: its shard, its bell, every worker's bell, its tables."""
         return [
             self.shards[server].fd,
             self.server_bells[server].fd,
             *(bell.fd for bell in self.worker_bells),
+            *self.tables.server_fds(server),
         ]
 
     def worker_fds(self) -> list[int]:
-        """What every worker inherits: all shards, all servers' bells, all workers' bells."""
+        """What every worker inherits: all shards, all servers' bells, all workers' bells, tables."""
         return [
             *(shard.fd for shard in self.shards),
             *(bell.fd for bell in self.server_bells),
             *(bell.fd for bell in self.worker_bells),
+            *self.tables.worker_fds(),
         ]
 
 
@@ -68,6 +73,8 @@ def create_memory(
         MemoryTooSmall: there is not enough; the message says how much is needed.
     """
     job = int.from_bytes(hashlib.sha256(run_id.encode()).digest()[:8])
+    # The journal holds one chunk, so chunks longer than the shards would only take memory.
+    chunk_elements = min(CHUNK_ELEMENTS, max(layout.lengths))
     shards = []
     for length in layout.lengths:
         shape = ShardShape(
@@ -75,6 +82,7 @@ def create_memory(
             num_states=num_states(optimizer),
             num_slots=num_slots,
             journalled=journalled,
+            chunk_elements=chunk_elements,
             job=job,
         )
         memory = ShardMemory.create(shape)

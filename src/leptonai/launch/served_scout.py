@@ -17,6 +17,7 @@ from leptonai.training.parameter_server.kernels import state_names
 from leptonai.training.parameter_server.outer import outer_optimizer
 
 if TYPE_CHECKING:
+    from leptonai.launch.engine import FrameworkName
     from leptonai.training.job import TrainJob
 
 
@@ -29,7 +30,7 @@ def scout_served(job: TrainJob, framework: Framework, tuning: Tuning, place: Pla
     settings = job.parameter_server
     assert settings is not None
     mode = settings.mode
-    inner = _optimizer(job)
+    inner, server = served_optimizers(job)
     if settings.hogwild and not (isinstance(mode, Asp) and inner == SGD(lr=inner.lr)):
         raise InputError(
             "ParameterServer: hogwild goes with asp and plain SGD alone",
@@ -43,7 +44,6 @@ def scout_served(job: TrainJob, framework: Framework, tuning: Tuning, place: Pla
     if settings.codec:
         check_codec(settings.codec, mode)
     learner = framework.flat_learner(job, tuning, place)
-    server = outer_optimizer(mode, inner)
     rule = job.stop_when
     return {
         "tensors": [value_to_json(tensor) for tensor in learner.tensors],
@@ -72,11 +72,46 @@ def scout_served(job: TrainJob, framework: Framework, tuning: Tuning, place: Pla
     }
 
 
-def _optimizer(job: TrainJob) -> Optimizer:
+def served_optimizers(job: TrainJob) -> tuple[Optimizer, Optimizer]:
+    """The job's own optimiser, and the one its servers run.
+
+    Raises:
+        InputError: the job's is not one of leptonai's values.
+    """
+    assert job.parameter_server is not None
     found = Adam() if job.optimizer is None else job.optimizer
     if not isinstance(found, SGD | Adam | AdamW | Adagrad | Lamb):
         raise InputError(
             "TrainJob: with a parameter server the optimizer must be one of leptonai's own values",
             hint="optimizer=SGD(...), Adam(...), AdamW(...), Adagrad(...) or Lamb(...)",
         )
-    return found
+    return found, outer_optimizer(job.parameter_server.mode, found)
+
+
+def scout_tables(job: TrainJob, framework: FrameworkName, model: Any) -> list[dict[str, Any]]:
+    """The sparse tables of the job's model, as JSON-ready values, in the order of their names.
+
+    Raises:
+        InputError: the job asks for what tables do not go with.
+    """
+    from leptonai.launch.served_tables import tables_in
+    from leptonai.training.parameter_server.tables.spec import table_to_json
+
+    tables = tables_in(framework, model)
+    if not tables:
+        return []
+    settings, names = job.parameter_server, ", ".join(repr(table.name) for table in tables)
+    if settings is None:
+        raise InputError(
+            f"the model has sparse tables ({names}), whose rows live on parameter servers",
+            hint="add parameter_server=ParameterServer() to the job, also for a single worker",
+        )
+    if is_local(settings.mode):
+        raise InputError(
+            f"the model has sparse tables ({names}), which {consistency_text(settings.mode)} does not update",
+            hint="bsp, ssp, asp or backup",
+        )
+    for name in ("hogwild", "record", "delay_compensation", "staleness_scaled_lr"):
+        if getattr(settings, name):
+            raise InputError(f"ParameterServer: {name} does not go with sparse tables ({names})")
+    return [table_to_json(table) for table in tables]

@@ -21,6 +21,8 @@ POLL_SECONDS = 0.05
 class _Group:
     """A group on its way: what each server is told, and who has not acknowledged it."""
 
+    decision: Apply
+    lr: float
     orders: list[dict[str, Any]]
     waiting: set[int]
 
@@ -52,6 +54,7 @@ class Servers:
         self._lost_seconds: dict[int, float] = {}
         self._groups: dict[int, _Group] = {}
         self._stopping = False
+        self.kernels = ""
         self.addresses: dict[int, list[Any] | None] = {}
 
     def start(self) -> None:
@@ -78,14 +81,15 @@ class Servers:
         """Whether a report by this name is a server's."""
         return name in self._numbers
 
-    def hear(self, report: Report) -> list[int]:
-        """Take a report of a server; returns the groups that every server has now applied."""
+    def hear(self, report: Report) -> list[tuple[Apply, float]]:
+        """Take a report of a server; returns the groups that every server has now applied, each with its
+        learning rate."""
         server = self._numbers[report.name]
         match report:
             case Started(pid=pid):
                 self._on_event(ServerStarted(at_seconds=self._clock.now_seconds(), server=server, pid=pid))
-            case Message(values={"serving": {"version": version, "address": address}}):
-                self.addresses[server] = address
+            case Message(values={"serving": {"version": version, "address": address, "kernels": kernels}}):
+                self.addresses[server], self.kernels = address, kernels
                 self._serves(server, version)
             case Message(values={"group_applied": {"group": number}}):
                 group = self._groups.get(number)
@@ -93,7 +97,7 @@ class Servers:
                     group.waiting.discard(server)
                     if not group.waiting:
                         del self._groups[number]
-                        return [number]
+                        return [(group.decision, group.lr)]
             case Message(values={"failed": failed}):
                 raise to_error(Failure(rank=server, **failed))
             case Exited(code=code) if not self._stopping:
@@ -130,7 +134,7 @@ class Servers:
             part = fragment_range(shard.shape.num_elements, decision.fragment, decision.fragments)
             values: Mapping[str, Any] = {"group": decision.group, "members": members, "lr": lr, "range": part}
             orders.append({"apply": values})
-        self._groups[decision.group] = _Group(orders, set(range(len(self._names))))
+        self._groups[decision.group] = _Group(decision, lr, orders, set(range(len(self._names))))
         for server in self._serving:
             self._engine.send(self._names[server], orders[server])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from leptonai.compute.engines.progress import ProgressPage
 from leptonai.compute.plan import Tuning
@@ -15,6 +15,7 @@ from leptonai.core.events import CheckpointFailed, CheckpointSaved, event_to_jso
 from leptonai.launch.frameworks import FRAMEWORKS, Place
 from leptonai.launch.saboteur import saboteur_from
 from leptonai.launch.served_memory import InheritedMemory, inherit_memory
+from leptonai.launch.served_tables import embeddings_of, inherit_tables, save_tables, table_links
 from leptonai.training.checkpoint import Checkpoint, CheckpointStore
 from leptonai.training.learner import LearnerState, RawTensor
 from leptonai.training.parameter_server.client import Client
@@ -28,6 +29,8 @@ from leptonai.training.parameter_server.local_link import LocalLink
 from leptonai.training.parameter_server.memory import Header
 from leptonai.training.parameter_server.served_loop import Phase, ServedLoop
 from leptonai.training.parameter_server.states import load_server_state, server_state
+from leptonai.training.parameter_server.tables.session import TableSession
+from leptonai.training.parameter_server.witness import Witness
 
 if TYPE_CHECKING:
     from leptonai.launch.worker import Line
@@ -62,21 +65,33 @@ class _ServedWorker:
             fds[first:], num_servers=assignment["num_servers"], num_slots=assignment["num_slots"],
             job=assignment["memory_id"],
         )  # fmt: skip
+        num_servers, num_slots = assignment["num_servers"], assignment["num_slots"]
+        self._embeddings = embeddings_of(assignment["framework"], cast(Any, self._learner).model)
+        self._table_parts = inherit_tables(
+            fds[first + 2 * num_servers + num_slots :], assignment["tables"], servers=range(num_servers),
+            num_servers=num_servers, num_slots=num_slots, job=assignment["memory_id"],
+        )  # fmt: skip
         self._layout: ShardLayout = lay_out(self._learner.tensors, assignment["num_servers"])
-        self._store = CheckpointStore(Path(assignment["run_dir"]) / "checkpoints", keep=job.checkpoints.keep)
+        self._store = CheckpointStore(
+            Path(assignment["run_dir"]) / "checkpoints", keep=job.checkpoints.keep,
+            before_save=lambda step: self._saboteur.before_save(step),
+        )  # fmt: skip
         self._clock = SystemClock()
+        self._witness = Witness(self._tell_computed) if assignment["record"] else None
         self.rank = -1
 
     def take_rank(self) -> None:
         """As assigned, or, for a spare, when the launcher needs it."""
-        rank = self._assignment["rank"]
+        rank, faults = self._assignment["rank"], self._assignment["faults"]
         if rank is None:
             self._line.send({"served": {"kind": "spare"}})
-            rank = self._line.receive()["take"]["rank"]
+            taken = self._line.receive()["take"]
+            rank, faults = taken["rank"], taken["faults"]
         self.rank = rank
-        self._saboteur = saboteur_from(self._assignment["faults"], "worker", rank, report=self._report_fault)
+        self._saboteur = saboteur_from(faults, "worker", rank, report=self._report_fault)
         self._links = self._new_links()
         self._client = self._new_client()
+        self._tables = self._new_tables()
         self._begin()
         self._bind(self._assignment["mode"])
 
@@ -99,6 +114,18 @@ class _ServedWorker:
             for shard, (host, port) in zip(shards, addresses, strict=True)
         ]
 
+    def _new_tables(self) -> TableSession:
+        """The model's sparse tables, joined to the servers."""
+        links = table_links(
+            self._table_parts, self._links, self.rank, shards=self._memory.shards,
+            server_bells=self._memory.server_bells, worker_bell=self._memory.worker_bells[self.rank],
+            over_tcp=bool(self._assignment["addresses"]),
+        )  # fmt: skip
+        return TableSession(self._embeddings, links)
+
+    def _tell_computed(self, values: Mapping[str, Any]) -> None:
+        self._line.send({"computed": values})
+
     def _report_fault(self, number: int, step: int) -> None:
         self._line.send({"fault": {"number": number, "step": step}})
 
@@ -109,12 +136,18 @@ class _ServedWorker:
             shapes = shard_shapes(self._layout, tensors, shard)
             return parse_codec(text, seed=self._job.seed + self.rank, shapes=shapes)
 
-        return Client(self._links, tensors, self._layout, codec=codec if text else None)
+        return Client(
+            self._links, tensors, self._layout, codec=codec if text else None, witness=self._witness
+        )
 
     def _bind(self, mode_text: str) -> None:
         """Let the model compute from the shards: from their memory itself where nobody changes it meanwhile."""
         mode, reads = parse_consistency(mode_text), self._assignment["reads"]
-        views = reads == "views" or self._assignment["hogwild"] or (reads == "auto" and isinstance(mode, Bsp))
+        views = (
+            reads == "views"
+            or self._assignment["hogwild"]
+            or (reads == "auto" and isinstance(mode, Bsp) and not self._assignment["record"])
+        )
         for link in self._links:
             if isinstance(link, LocalLink):
                 link.views = views and not is_local(mode)
@@ -126,7 +159,7 @@ class _ServedWorker:
     def _begin(self) -> None:
         """The first worker writes the parameters that the run starts with; all take over what else was saved."""
         resume = self._assignment["resume_from"]
-        checkpoint = self._store.load(Path(resume)) if resume else None
+        checkpoint = self._store.load(Path(resume), attached=False) if resume else None
         if checkpoint is not None:
             self._learner.restore(_without_server(checkpoint.state))
         if not self._assignment["initialize"]:
@@ -148,7 +181,7 @@ class _ServedWorker:
         return ServedLoop(
             job=job, data=self._data, learner=self._learner, client=self._client, launcher=self._line,
             rank=self.rank, num_workers=assignment["num_workers"], base_learning_rate=assignment["base_learning_rate"],
-            note=self._note, save=self._save, rebind=self._bind, record=assignment["record"],
+            note=self._note, save=self._save, rebind=self._bind, tables=self._tables, witness=self._witness,
             hogwild=assignment["hogwild"], before_deal=self._saboteur.at_step,
         )  # fmt: skip
 
@@ -172,11 +205,10 @@ class _ServedWorker:
             extra=extra,
         )  # fmt: skip
         try:
-            self._saboteur.before_save(step)
-            saved = self._store.save(checkpoint)
-        except (Fault, OSError) as error:
+            saved = self._store.save(checkpoint, attach=lambda folder: save_tables(self._table_parts, folder))
+        except Fault as error:
             event: CheckpointFailed | CheckpointSaved = CheckpointFailed(
-                at_seconds=self._clock.now_seconds(), step=step, reason=str(getattr(error, "message", error))
+                at_seconds=self._clock.now_seconds(), step=step, reason=error.message
             )
         else:
             event = CheckpointSaved(

@@ -126,7 +126,9 @@ class Workers:
             return
         spare.rank, spare.ready, spare.lost_seconds = lost.rank, False, now_seconds
         self._by_rank[lost.rank] = spare
-        self._engine.send(spare.spec.name, {"take": {"rank": lost.rank}})
+        # What has struck since the spare began to stand by must not strike again in it.
+        fresh = self._make_spec(spare.spec.name, lost.rank, False, addresses).assignment
+        self._engine.send(spare.spec.name, {"take": {"rank": lost.rank, "faults": fresh["faults"]}})
         at = self._clock.now_seconds()
         self._on_event(WorkerStarted(at_seconds=at, rank=lost.rank, pid=spare.pid))
 

@@ -17,6 +17,7 @@ from leptonai.core.control import Halt, Save, order_from_json
 from leptonai.core.errors import Fault
 from leptonai.core.events import Event, event_to_json
 from leptonai.launch.frameworks import FRAMEWORKS, Place
+from leptonai.launch.saboteur import saboteur_from
 from leptonai.training.checkpoint import CheckpointStore
 from leptonai.training.learner import Alone, Exchange
 from leptonai.training.loop import Loop, Start
@@ -47,7 +48,10 @@ class Trainer:
         self._learner = cast(
             ElasticLearner, framework.learner(job, self._exchange, tuning, place, self._hooks.exchanging)
         )
-        store = CheckpointStore(Path(assignment["run_dir"]) / "checkpoints", keep=job.checkpoints.keep)
+        store = CheckpointStore(
+            Path(assignment["run_dir"]) / "checkpoints", keep=job.checkpoints.keep,
+            before_save=self._hooks.before_save,
+        )  # fmt: skip
         self._start = self._restored(store)
         self._begun = False
         self._loop = Loop(
@@ -118,7 +122,7 @@ class Trainer:
         rank, source = group["rank"], group["source"]
         if group["cores"]:
             _run_on(group["cores"])
-        self._hooks.enter(rank, group["step"])
+        self._hooks.enter(rank, group["step"], group["faults"])
         exchange = self._group_exchange(group)
         if source is not None:
             assert not isinstance(exchange, Alone)
@@ -175,10 +179,12 @@ class LineHooks:
     def __init__(self, line: Line, page: ProgressPage, rank: int, phase: Phase) -> None:
         self._line, self._page, self._rank, self._phase = line, page, rank, phase
         self._in_group = False
+        self._saboteur = saboteur_from(None, "worker", rank, report=self._report_fault)
 
-    def enter(self, rank: int, step: int) -> None:
-        """From now on this worker is ``rank`` of a group."""
+    def enter(self, rank: int, step: int, faults: Mapping[str, Any] | None) -> None:
+        """From now on this worker is ``rank`` of a group, and these faults may strike it."""
         self._rank, self._in_group = rank, True
+        self._saboteur = saboteur_from(faults, "worker", rank, report=self._report_fault)
         self.note(step, "pausing")
 
     def rest(self) -> None:
@@ -203,6 +209,15 @@ class LineHooks:
         self._phase.step, self._phase.doing = step, phase
         if self._in_group:
             self._page.note(self._rank, step, phase)
+        if phase == "computing":
+            self._saboteur.at_step(step)
+
+    def before_save(self, step: int) -> None:
+        """A checkpoint is about to be written; a fault may say that the disk is full."""
+        self._saboteur.before_save(step)
+
+    def _report_fault(self, number: int, step: int) -> None:
+        self._line.send({"fault": {"number": number, "step": step}})
 
     def exchanging(self) -> None:
         """This worker now waits for the others."""

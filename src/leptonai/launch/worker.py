@@ -86,6 +86,10 @@ def main(channel: socket.socket, fds: list[int]) -> int:
             from leptonai.launch.scout import scout
 
             line.send({"scouted": scout(job, assignment)})
+        elif assignment["role"] == "replay":
+            from leptonai.launch.replaying import replay_in_process
+
+            line.send({"replayed": replay_in_process(job, assignment)})
         elif assignment["role"] == "served":
             from leptonai.launch.served_worker import run_served_worker
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from leptonai.core.errors import Fault, InputError
 from leptonai.training.durable import (
+    Written,
+    flush_directory,
     locked,
     make_directory,
     published,
@@ -35,6 +37,14 @@ DIGEST_NAME = "manifest.sha256"
 
 _NAME = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?")
 _READ_BYTES = 4 << 20
+
+
+Attach = Callable[[Path], Mapping[str, Written]]
+"""Writes files durably into a folder; what it wrote, by name within the folder."""
+
+
+def _nothing(folder: Path) -> Mapping[str, Written]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,6 +86,7 @@ class CheckpointStore:
     Args:
         directory: where they lie; nothing else may.
         keep: how many stay, >= 1.
+        before_save: called with the step; an OSError that it raises counts as one of the disk's.
 
     >>> import tempfile
     >>> from leptonai.training.learner import RawTensor
@@ -89,24 +100,31 @@ class CheckpointStore:
     step-00000007 {'t': 7}
     """
 
-    def __init__(self, directory: Path, *, keep: int = 3) -> None:
+    def __init__(
+        self, directory: Path, *, keep: int = 3, before_save: Callable[[int], None] = lambda step: None
+    ) -> None:
         if keep < 1:
             raise InputError(f"CheckpointStore: expected keep >= 1, found {keep}")
         self._directory, self._keep = Path(directory), keep
+        self._before_save = before_save
         self._damaged: set[str] = set()
 
-    def save(self, checkpoint: Checkpoint) -> Saved:
+    def save(self, checkpoint: Checkpoint, *, attach: Attach = _nothing) -> Saved:
         """Write a checkpoint; when this returns it survives a crash, and only then are old ones removed.
+
+        Args:
+            attach: writes further files into the checkpoint's folder, too large to be held in memory.
 
         Raises:
             Fault: the disk is full, read-only or broken; the older checkpoints are untouched.
             InputError: ``job``, ``extra`` or the state's values are not JSON.
         """
         try:
+            self._before_save(checkpoint.step)
             make_directory(self._directory)
             with locked(self._directory):
                 remove_leftovers(self._directory)
-                saved = self._write(checkpoint)
+                saved = self._write(checkpoint, attach)
                 self._prune(saved.path)
         except OSError as error:
             raise _could_not_save(checkpoint.step, self._directory, error) from error
@@ -122,15 +140,18 @@ class CheckpointStore:
             raise Fault(f"could not list checkpoints in {self._directory}: {error.strerror}") from error
         return tuple(self._directory / name for name in sorted(filter(_NAME.fullmatch, names), key=_position))
 
-    def load(self, path: Path) -> Checkpoint:
+    def load(self, path: Path, *, attached: bool = True) -> Checkpoint:
         """The checkpoint at ``path``, every byte of it checked.
+
+        Args:
+            attached: check attached files too; False: whoever reads them checks them.
 
         Raises:
             Fault: it is damaged or cannot be read.
             InputError: it has a format this version does not know.
         """
         try:
-            return _read(path)
+            return _read(path, attached=attached)
         except _Damaged as error:
             raise Fault(f"checkpoint {path} is damaged: {error}", hint="resume from an older one") from error
 
@@ -158,15 +179,20 @@ class CheckpointStore:
             )
         return None
 
-    def _write(self, checkpoint: Checkpoint) -> Saved:
+    def _write(self, checkpoint: Checkpoint, attach: Attach) -> Saved:
         name = self._free_name(checkpoint.step)
         with published(self._directory, name) as folder:
             tensors = encode_tensors(checkpoint.state.tensors)
             state = write_durably(folder / STATE_NAME, tensors)
-            files = {STATE_NAME: {"sha256": state.sha256, "size_bytes": state.size_bytes}}
+            written = {STATE_NAME: state, **attach(folder)}
+            for inside in {(folder / name).parent for name in written} - {folder}:
+                flush_directory(inside)
+            files = {
+                name: {"sha256": each.sha256, "size_bytes": each.size_bytes} for name, each in written.items()
+            }
             manifest = write_durably(folder / MANIFEST_NAME, [_manifest(checkpoint, files)])
             digest = write_durably(folder / DIGEST_NAME, [_digest_line(manifest.sha256)])
-        size_bytes = state.size_bytes + manifest.size_bytes + digest.size_bytes
+        size_bytes = sum(each.size_bytes for each in (*written.values(), manifest, digest))
         return Saved(self._directory / name, manifest.sha256, size_bytes)
 
     def _free_name(self, step: int) -> str:
@@ -222,7 +248,7 @@ def _digest_line(digest: str) -> bytes:
     return f"{digest}  {MANIFEST_NAME}\n".encode()
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, *, attached: bool = True) -> Checkpoint:
     text = _read_file(path / MANIFEST_NAME)
     if _read_file(path / DIGEST_NAME) != _digest_line(hashlib.sha256(text).hexdigest()):
         raise _Damaged(f"{MANIFEST_NAME} does not have the digest in {DIGEST_NAME}")
@@ -235,6 +261,8 @@ def _read(path: Path) -> Checkpoint:
                 hint="resume with the version of leptonai that wrote it",
             )
         state_file = _read_file(path / STATE_NAME, manifest["files"][STATE_NAME])
+        for name in manifest["files"].keys() - {STATE_NAME} if attached else ():
+            _check_file(path / name, manifest["files"][name])
         if _NAME.fullmatch(path.name) and manifest["step"] != _position(path.name)[0]:
             raise _Damaged(f"its manifest is of step {manifest['step']}")
         return Checkpoint(
@@ -280,6 +308,20 @@ def _read_file(path: Path, expected: Mapping[str, Any] | None = None) -> bytearr
     if expected is not None and digest.hexdigest() != expected["sha256"]:
         raise _Damaged(f"{path.name} does not have the digest in {MANIFEST_NAME}")
     return contents
+
+
+def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
+    """Compare a file with what the manifest says, holding a few megabytes of it at a time."""
+    digest, size_bytes = hashlib.sha256(), 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
+                size_bytes += len(piece)
+    except OSError as error:
+        raise _Damaged(f"{path.name} cannot be read: {error.strerror}") from error
+    if size_bytes != expected["size_bytes"] or digest.hexdigest() != expected["sha256"]:
+        raise _Damaged(f"{path.name} does not have the digest in {MANIFEST_NAME}")
 
 
 def _could_not_save(step: int, directory: Path, error: OSError) -> Fault:

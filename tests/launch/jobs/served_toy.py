@@ -3,10 +3,12 @@
 import os
 
 import torch
+from toy import Net, toy
+
 from leptonai.training.elastic import Elastic
 from leptonai.training.job import TrainJob
+from leptonai.training.optimizers import SGD
 from leptonai.training.parameter_server.settings import ParameterServer
-from toy import Net, toy
 
 
 def served(consistency: str = "bsp", **changes: object) -> TrainJob:
@@ -19,6 +21,7 @@ def served(consistency: str = "bsp", **changes: object) -> TrainJob:
         "record",
         "delay_compensation",
         "staleness_scaled_lr",
+        "transport",
     )
     settings = {name: changes.pop(name) for name in names if name in changes}
     server = ParameterServer(consistency=consistency, **settings)  # type: ignore[arg-type]
@@ -41,6 +44,18 @@ class Poisoned(Net):
             except FileExistsError:
                 pass
         return outputs
+
+
+def keras_net() -> object:
+    import keras
+
+    return keras.Sequential(
+        [keras.Input((12,)), keras.layers.Dense(24, activation="tanh"), keras.layers.Dense(3)]
+    )
+
+
+def served_keras(consistency: str, **changes: object) -> TrainJob:
+    return served(consistency, model=keras_net, optimizer=SGD(lr=0.1, momentum=0.9), **changes)
 
 
 job = served()

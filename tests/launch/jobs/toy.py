@@ -68,8 +68,9 @@ class Note:
         self.path = path
 
     def __call__(self, batch: tuple[np.ndarray, ...], draws: Draws) -> tuple[np.ndarray, ...]:
-        with open(self.path, "a") as file:
-            file.write(f"{draws._step} {' '.join(str(int(index)) for index in batch[0][:, -1])}\n")
+        if torch.distributed.is_initialized():  # not in the look before the run
+            with open(self.path, "a") as file:
+                file.write(f"{draws._step} {' '.join(str(int(index)) for index in batch[0][:, -1])}\n")
         return batch
 
 

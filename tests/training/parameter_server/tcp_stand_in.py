@@ -160,16 +160,18 @@ def _openssl(*arguments: str) -> None:
 
 
 class Told:
-    """A process of ``shard_process``, told things by JSON lines and heard the same way; killed at the end.
+    """A process of ``module``, told things by JSON lines and heard the same way; killed at the end.
 
     Args:
         prefix: words before the command, such as those that enter a network namespace.
+        module: beside this one.
     """
 
-    def __init__(self, prefix: tuple[str, ...] = (), **said: object) -> None:
-        module = "tests.training.parameter_server.shard_process"
+    def __init__(
+        self, prefix: tuple[str, ...] = (), *, module: str = "shard_process", **said: object
+    ) -> None:
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", module, json.dumps(said)],
+            [*prefix, sys.executable, "-m", f"tests.training.parameter_server.{module}", json.dumps(said)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3],
         )  # fmt: skip
         self._lines: queue.Queue[str] = queue.Queue()

@@ -74,9 +74,12 @@ class Backup:
         An update half received is forgotten; the one being applied is finished first.
 
         Raises:
-            Fault: the backup was never whole.
+            Fault: the backup was never whole, or its last update does not end.
         """
         self.close()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._primary is None, self._patience_seconds):
+                raise Fault("the backup cannot take over yet: it is still applying an update")
         if not self._seeded:
             raise Fault("the backup cannot take over: it had not received the whole shard")
 

@@ -14,6 +14,7 @@ from leptonai.training.parameter_server.flat import TensorSpec
 from leptonai.training.parameter_server.layout import ShardLayout, fragment_range
 from leptonai.training.parameter_server.link import Answer, Link, Offer
 from leptonai.training.parameter_server.memory import APPLIED
+from leptonai.training.parameter_server.witness import Witness, offered_bytes
 
 DEADLINE_SECONDS = 60.0
 _NOTHING = np.zeros(0, np.float32)
@@ -28,6 +29,7 @@ class Client:
         layout: where they lie.
         codec: makes the encoder of a shard's pushes; its error is fed back. None: pushes are raw float32.
         deadline_seconds: how long a server may take to answer, its restart included.
+        witness: is told what was read and what is pushed, in a run that is recorded.
     """
 
     def __init__(
@@ -38,10 +40,11 @@ class Client:
         *,
         codec: Callable[[int], Codec] | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
+        witness: Witness | None = None,
     ) -> None:
         self._links, self._tensors, self._layout = list(links), list(tensors), layout
         self._deadline_seconds = deadline_seconds
-        self._codec = codec
+        self._codec, self._witness = codec, witness
         self._feedback: dict[tuple[int, int, int], ErrorFeedback] = {}
         self._encoded: list[ErrorFeedback] = []
         self._versions: list[NDArray[np.uint64]] = []
@@ -119,6 +122,8 @@ class Client:
             self._layout.gather(
                 index, [link.parameters for link in self._links], self._split_parameters[index]
             )
+        if self._witness is not None:
+            self._witness.pulled(self._versions)
 
     def values(self) -> list[NDArray[np.float32]]:
         """The parameters as last pulled, one array a shard."""
@@ -164,6 +169,9 @@ class Client:
                     codec=0 if payload is not None else -1, payload=payload,
                 )
             )  # fmt: skip
+        if self._witness is not None:
+            pairs = zip(self._links, offers, strict=True)
+            self._witness.pushing(sequence, [offered_bytes(offer, link.gradients) for link, offer in pairs])
         for link, offer in zip(self._links, offers, strict=True):
             link.prepare(offer)
         for link in self._links:

@@ -16,6 +16,7 @@ halves of two versions for one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from leptonai.core.errors import Fault, InputError
 from leptonai.training.parameter_server.memory import Header, ShardMemory, Slot
@@ -44,6 +45,18 @@ class Update:
     stop: int
     lr: float
     version: int
+
+
+class Replication(Protocol):
+    """Who is told what a shard does before any worker is: it raises, and then nothing may be answered."""
+
+    def before_answer(self, update: Update) -> None:
+        """All chunks of ``update`` have changed, none of its pushes is answered."""
+        ...
+
+    def before_ending(self, slot: int, sequence: int, verdict: int) -> None:
+        """A push is about to be answered without an update: dropped or refused."""
+        ...
 
 
 class UpdateLog:

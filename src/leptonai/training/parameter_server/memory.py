@@ -34,6 +34,8 @@ WORD_BYTES = 8
 SLOT_WORDS = 64
 MAX_SLOTS = 256
 MAX_TENSORS = 1 << 20
+CHUNK_ELEMENTS = 1 << 18
+"""Of a chunk, unless told otherwise: 1 MiB, where handing it to the kernel costs little beside the update."""
 
 
 class Header:
@@ -119,7 +121,7 @@ class ShardShape:
     num_elements: int
     num_states: int
     num_slots: int
-    chunk_elements: int = 1 << 18
+    chunk_elements: int = CHUNK_ELEMENTS
     journalled: bool = True
     has_reads: bool = True
     job: int = 0
@@ -175,7 +177,7 @@ class ShardMemory:
                 f"shared-memory shards need x86-64, this machine is {platform.machine()}",
                 hint="allow TCP on this host: ParameterServer(tcp_fallback=True)",
             )
-        size = _regions(shape)["end"]
+        size = shard_bytes(shape)
         _check_available(size)
         fd = os.memfd_create("lepton-shard", os.MFD_CLOEXEC)
         try:
@@ -268,15 +270,24 @@ class ShardMemory:
         return np.frombuffer(self._map, np.float32, count=count, offset=offset)
 
 
+def shard_bytes(shape: ShardShape) -> int:
+    """Memory that a shard of this shape takes."""
+    return _regions(shape)["end"]
+
+
 class MemoryTooSmall(Fault):
     """There is not enough shared memory for a shard."""
 
 
 def _check_available(size_bytes: int) -> None:
     # Asked first: a memfd has no limit of its own, so asking for too much would wake the kernel's OOM killer.
-    available = psutil.virtual_memory().available
+    available = _available_bytes()
     if size_bytes > available:
         raise _too_small(size_bytes, available)
+
+
+def _available_bytes() -> int:
+    return int(psutil.virtual_memory().available)
 
 
 def _too_small(size_bytes: int, available_bytes: int) -> MemoryTooSmall:

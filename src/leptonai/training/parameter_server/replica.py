@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from leptonai.core.errors import Fault
+from leptonai.core.errors import Fault, LeptonError
 from leptonai.training.parameter_server.frames import (
     FRAME_BYTES,
     REGION_CHUNKS,
@@ -48,6 +48,10 @@ REQUEST_WORDS = slice(Slot.OP, Slot.ANSWERED)
 """What a worker wrote about its push: 16 words, which go to the backup as they are."""
 _LR = struct.Struct("<d")
 _MEMBER = struct.Struct(f"<QQdQ{8 * (Slot.ANSWERED - Slot.OP)}s")
+
+
+class BackupLost(Fault):
+    """The backup did not do what the primary did, as far as the primary knows: it may have been promoted."""
 
 
 class Replicator:
@@ -92,7 +96,7 @@ class Replicator:
         """All chunks of ``update`` are done and nothing of it is answered yet: have the backup do the same.
 
         Raises:
-            Fault: it did not, or it did something else. Nothing may be answered then.
+            BackupLost: it did not, or it did something else. Nothing may be answered then.
         """
         self._number += 1
         body = _LR.pack(update.lr) + b"".join(self._member(push) for push in update.pushes)
@@ -108,13 +112,13 @@ class Replicator:
                 self._send_push(stream, push, update)
             self._acknowledged(stream, update.version + 1)
 
-        self._persist(tell)
+        self._insist(tell)
 
     def before_ending(self, slot: int, sequence: int, verdict: int) -> None:
         """A push is about to be answered ``verdict`` (dropped or refused) without an update.
 
         Raises:
-            Fault: the backup did not do the same. It may not be answered then.
+            BackupLost: the backup did not do the same. It may not be answered then.
         """
         self._number += 1
         version = int(self._memory.header[Header.VERSION])
@@ -127,11 +131,17 @@ class Replicator:
             stream.send(encode(head, body))
             self._acknowledged(stream, version)
 
-        self._persist(tell)
+        self._insist(tell)
 
     def close(self) -> None:
         """Leave the backup as it is."""
         self._session.close()
+
+    def _insist(self, tell: Callable[[Stream], None]) -> None:
+        try:
+            self._persist(tell)
+        except LeptonError as error:  # Refused too: a backup that was promoted has no place for a primary
+            raise BackupLost(error.message, hint=error.hint) from error
 
     def _persist(self, tell: Callable[[Stream], None]) -> None:
         deadline = time.monotonic() + self._deadline_seconds

@@ -20,6 +20,10 @@ from leptonai.training.parameter_server.client import Client
 from leptonai.training.parameter_server.consistency import is_local, parse_consistency
 from leptonai.training.parameter_server.flat import FlatLearner
 from leptonai.training.parameter_server.local_worker import LocalWorker, Pushed
+from leptonai.training.parameter_server.memory import APPLIED
+from leptonai.training.parameter_server.tables.link import TableFault
+from leptonai.training.parameter_server.tables.session import TableSession
+from leptonai.training.parameter_server.witness import Witness
 from leptonai.training.parameter_server.work import Compute, Piece, compute_from_json
 
 Phase = Literal["computing", "exchanging", "pausing"]
@@ -33,18 +37,6 @@ class Launcher(Protocol):
     def receive(self) -> Mapping[str, Any]: ...
 
 
-class Tables(Protocol):
-    """The sparse tables of the model, if it has any."""
-
-    def push(self, *, lr_factor: float, sequence: int, grouped: bool) -> None:
-        """Offer what the last backward pass left."""
-        ...
-
-    def answer(self, sequence: int) -> None:
-        """Wait until it was applied."""
-        ...
-
-
 class ServedLoop:
     """One worker's part in a served run.
 
@@ -53,7 +45,8 @@ class ServedLoop:
         total_steps: of the run, for the learning-rate schedule.
         note: says where this worker is, for the supervisor.
         save: writes a checkpoint of (step, extra).
-        record: whether to report what each push read.
+        tables: the model's, if it has any.
+        witness: the client's, in a run that is recorded.
         hogwild: step in the shared weights oneself; the client's parameters are views of them.
         before_deal: called with the worker's clock before each deal (faults are injected there).
     """
@@ -72,16 +65,17 @@ class ServedLoop:
         note: Callable[[int, Phase], None],
         save: Callable[[int, Mapping[str, Any]], None],
         rebind: Callable[[str], None],
-        tables: Tables | None = None,
-        record: bool = False,
+        tables: TableSession | None = None,
+        witness: Witness | None = None,
         hogwild: bool = False,
         before_deal: Callable[[int], None] = lambda clock: None,
     ) -> None:
         self._job, self._data, self._learner, self._client = job, data, learner, client
         self._launcher, self._rank, self._rate = launcher, rank, base_learning_rate
         self._num_workers = num_workers
-        self._note, self._save, self._rebind, self._tables = note, save, rebind, tables
-        self._record, self._hogwild, self._before_deal = record, hogwild, before_deal
+        self._note, self._save, self._rebind = note, save, rebind
+        self._tables = tables or TableSession([], [])
+        self._witness, self._hogwild, self._before_deal = witness, hogwild, before_deal
         self._order = Order(
             seed=job.seed,
             num_examples=len(data.train),
@@ -116,6 +110,8 @@ class ServedLoop:
 
     def _compute(self, deal: Compute) -> None:
         self._before_deal(deal.clock)
+        if self._witness is not None:
+            self._witness.begin()
         if deal.mode != self._mode:
             self._rebind(deal.mode)
             self._mode = deal.mode
@@ -133,11 +129,13 @@ class ServedLoop:
         self._note(deal.clock + 1, "exchanging")
         report = {"deal": deal.deal, "loss": pushed.loss, "examples": pushed.examples, "lr": pushed.lr}
         if not pushed.finite:
+            if self._witness is not None:
+                self._witness.pushing(deal.deal, [])
             self._launcher.send({"served": {"kind": "refused", **report}})
         elif self._hogwild:
             self._launcher.send({"served": {"kind": "applied", **report, "staleness": 0}})
         elif deal.grouped:
-            self._launcher.send({"served": {"kind": "offered", **report, **self._traffic(), **self._read()}})
+            self._launcher.send({"served": {"kind": "offered", **report, **self._traffic()}})
         else:
             self._await_applied(deal, report)
 
@@ -145,22 +143,26 @@ class ServedLoop:
         (piece,) = deal.pieces
         self._client.pull()
         self._learner.refresh()
+        self._tables.clear()
         batch = self._batch(piece)
         size = len(self._order.batch(piece.step).indices)
         try:
             loss = self._learner.gradient(batch, num_examples=size, seed=self._seed(piece))
+        except TableFault:
+            raise
         except Fault:  # the loss is not finite: refused here, computed once more elsewhere
             return Pushed(loss=0.0, examples=piece.num_examples, finite=False)
         factor = self._job.schedule(piece.step, self._total)
+        self._tables.collect()
         if self._job.clip_norm is not None:
-            clip(self._client.gradients(), self._job.clip_norm)
-        finite = self._client.finite()
+            clip([*self._client.gradients(), *self._tables.arrays()], self._job.clip_norm)
+        finite = self._client.finite() and self._tables.finite()
         if finite and self._hogwild:
             self._step_in_place(self._rate * factor)
         elif finite:
-            if self._tables is not None:
-                self._tables.push(lr_factor=factor, sequence=deal.deal, grouped=deal.grouped)
+            self._tables.prepare(deal.deal, lr_factor=factor, grouped=deal.grouped)
             self._client.push(deal.deal, lr=self._rate * factor, grouped=deal.grouped, clock=deal.clock)
+            self._tables.submit(deal.deal)
         return Pushed(loss=loss, examples=piece.num_examples, lr=self._rate * factor, finite=finite)
 
     def _step_in_place(self, lr: float) -> None:
@@ -171,24 +173,18 @@ class ServedLoop:
 
     def _await_applied(self, deal: Compute, report: dict[str, Any]) -> None:
         answers = self._client.answers(deal.deal)
-        if self._tables is not None:
-            self._tables.answer(deal.deal)
+        self._tables.answer(deal.deal)
         found = {
             "staleness": max(answer.staleness for answer in answers),
-            "versions": [answer.version for answer in answers],
+            "versions": [answer.version if answer.verdict == APPLIED else 0 for answer in answers],
         }
-        self._launcher.send(
-            {"served": {"kind": "applied", **report, **found, **self._traffic(), **self._read()}}
-        )
+        self._launcher.send({"served": {"kind": "applied", **report, **found, **self._traffic()}})
 
     def _traffic(self) -> dict[str, int]:
-        return {"bytes_sent": self._client.bytes_sent, "bytes_received": self._client.bytes_received}
-
-    def _read(self) -> dict[str, Any]:
-        """Which version of each chunk the push was computed from, as runs of equal versions."""
-        if not self._record:
-            return {}
-        return {"read": [encode_runs(versions.tolist()) for versions in self._client.read_versions]}
+        return {
+            "bytes_sent": self._client.bytes_sent + self._tables.bytes_sent,
+            "bytes_received": self._client.bytes_received + self._tables.bytes_received,
+        }
 
     def _steps(self, deal: Compute) -> Iterator[tuple[Batch, float, int]]:
         for piece in deal.pieces:
@@ -253,18 +249,3 @@ def piece_batch(job: TrainJob, data: Data, order: Order, piece: Piece) -> Batch:
         seed=job.seed, epoch=chosen.epoch, step=piece.step, num_examples=len(chosen.indices), share=share
     )
     return data.training_batch(chosen.indices[share], draws)
-
-
-def encode_runs(values: list[int]) -> list[list[int]]:
-    """Runs of equal numbers as [number, length].
-
-    >>> encode_runs([4, 4, 5])
-    [[4, 2], [5, 1]]
-    """
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and runs[-1][0] == value:
-            runs[-1][1] += 1
-        else:
-            runs.append([value, 1])
-    return runs

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from leptonai.core.errors import Fault, InputError, LeptonError
 from leptonai.training.optimizers import Lamb, Optimizer
-from leptonai.training.parameter_server.intent import Push, Update, UpdateLog
+from leptonai.training.parameter_server.intent import Push, Replication, Update, UpdateLog
 from leptonai.training.parameter_server.kernels import (
     Kernels,
     all_finite,
@@ -72,6 +72,10 @@ class Shard:
         ranges: first and one-past-last element of each tensor, ascending; only LAMB needs them.
         answered: called with a slot after an answer was written there.
 
+    Attributes:
+        replication: told of everything before it is answered; None: nobody. Set it between updates only. After it
+            raised, the shard must not be used until :meth:`recover` (with another one, or none).
+
     Raises:
         InputError: the memory does not fit the settings.
     """
@@ -98,6 +102,7 @@ class Shard:
         if delay_compensation and not shape.has_reads:
             raise InputError("delay compensation needs a shard that keeps what workers have read")
         self.memory = memory
+        self.replication: Replication | None = None
         self._log = UpdateLog(memory)
         self._lamb = LambRule(memory, optimizer, ranges) if isinstance(optimizer, Lamb) else None
         self._kernels = kernels if kernels or self._lamb else choose_kernels(optimizer)
@@ -113,6 +118,11 @@ class Shard:
     def kernels_name(self) -> str:
         """Which implementation computes, for records."""
         return self._kernels.name if self._kernels else LambRule.name
+
+    @property
+    def needs_reads(self) -> bool:
+        """Whether an update depends on what its worker had read."""
+        return bool(self._compensation)
 
     # -- what is on offer ----------------------------------------------------------------------------
 
@@ -146,7 +156,7 @@ class Shard:
             start, stop = log.word(slot, Slot.START), log.word(slot, Slot.STOP)
             values = self._values(push, start, stop) if 0.0 <= lr < math.inf else None
             if values is None or not self._finite(slot, values):
-                log.refuse(slot, sequence, REFUSED)
+                self._refuse(slot, sequence)
             else:
                 version = log.header[Header.VERSION]
                 stale = self._staleness(push, version)
@@ -195,7 +205,7 @@ class Shard:
         for push in open_members:
             values = self._values(push, low, high)
             if values is None or not self._finite(push.slot, values):
-                self._log.refuse(push.slot, push.sequence, REFUSED)
+                self._refuse(push.slot, push.sequence)
             else:
                 kept.append(push)
         if kept:
@@ -209,9 +219,33 @@ class Shard:
 
     def drop(self, slot: int, sequence: int) -> Outcome:
         """Answer a push that came too late for its group; nothing is applied."""
+        if self.replication is not None and self._log.word(slot, Slot.ANSWERED) < sequence:
+            self.replication.before_ending(slot, sequence, DROPPED)
         self._log.answer(slot, sequence, DROPPED)
         self._answered(slot)
         return self._outcome(slot)
+
+    def repeat(self, update: Update) -> None:
+        """Do what a primary did, to the same bits; its pushes lie here as if workers had offered them.
+
+        Raises:
+            Fault: they do not, or an earlier update was left half done. Nothing has changed then.
+        """
+        if self._log.under_way() is not None:
+            raise Fault("the shard is in the middle of another update")
+        values = [self._again(push, update.start, update.stop) for push in update.pushes]
+        self._log.begin(update)
+        self._run(update, values if len(values) == 1 else None)
+        for push in update.pushes:
+            self._answered(push.slot)
+
+    def repeat_ending(self, slot: int, sequence: int, verdict: int) -> None:
+        """The same for a push that the primary is about to answer ``verdict`` without an update."""
+        if verdict == REFUSED:
+            self._refuse(slot, sequence)
+            self._answered(slot)
+        else:
+            self.drop(slot, sequence)
 
     def recover(self) -> int:
         """Take over the shard, at the start of each server process; returns how many it has had.
@@ -222,7 +256,7 @@ class Shard:
             Fault: the shard is lost: without a journal, a process was killed in the middle of a change.
         """
         log = self._log
-        log.finish_refusing(REFUSED)
+        log.finish_refusing(REFUSED)  # replicated before it was begun
         update = log.under_way()
         if update is not None:
             log.undo_half_done(update)
@@ -257,7 +291,14 @@ class Shard:
                     )  # fmt: skip
                 log.close_chunk(chunk)
         staleness = tuple(self._staleness(push, update.version) for push in update.pushes)
+        if self.replication is not None:
+            self.replication.before_answer(update)
         log.finish(update, staleness, APPLIED)
+
+    def _refuse(self, slot: int, sequence: int) -> None:
+        if self.replication is not None:
+            self.replication.before_ending(slot, sequence, REFUSED)
+        self._log.refuse(slot, sequence, REFUSED)
 
     def _source(self, update: Update, gradients: list[Floats] | None) -> Callable[[int, int], Floats]:
         """The gradient to step by, range by range, before the parameters there have changed."""

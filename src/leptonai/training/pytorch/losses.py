@@ -91,23 +91,25 @@ def build_optimizer(job: TrainJob, parameters: Iterable[torch.nn.Parameter]) -> 
 
 
 def _from_value(chosen: Optimizer, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    # Fused SGD with momentum gives wrong results on bfloat16 parameters (seen with torch 2.13 on CPU).
+    fused = all(parameter.dtype != torch.bfloat16 for parameter in parameters)
     match chosen:
         case SGD():
             return torch.optim.SGD(
                 parameters, lr=chosen.lr, momentum=chosen.momentum, nesterov=chosen.nesterov,
-                weight_decay=chosen.weight_decay, fused=True,
+                weight_decay=chosen.weight_decay, fused=fused,
             )  # fmt: skip
         case Adam():
-            return torch.optim.Adam(parameters, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps, fused=True)
+            return torch.optim.Adam(parameters, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps, fused=fused)
         case AdamW():
             return torch.optim.AdamW(
                 parameters, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps,
-                weight_decay=chosen.weight_decay, fused=True,
+                weight_decay=chosen.weight_decay, fused=fused,
             )  # fmt: skip
         case Adagrad():
             return torch.optim.Adagrad(
                 parameters, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay,
-                initial_accumulator_value=chosen.initial_accumulator, fused=True,
+                initial_accumulator_value=chosen.initial_accumulator, fused=fused,
             )  # fmt: skip
         case Lamb():
             raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from leptonai.core.errors import InputError
+from leptonai.core.errors import InputError, LeptonError
 from leptonai.training.parameter_server.tables import gradients
 from leptonai.training.parameter_server.tables.local import LocalTable
 from leptonai.training.parameter_server.tables.spec import Table, as_ids
@@ -32,6 +32,9 @@ class ShardedEmbedding(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
     Args:
         table: which rows. For one table at two places of a model use one layer twice, or bind both.
         mode: ``"sum"`` or ``"mean"`` over the L ids of an example; None: a row for each id.
+
+    Attributes:
+        problem: what the last lookup raised, which TensorFlow tells in its own words; empty if nothing.
     """
 
     def __init__(self, table: Table, mode: Mode | None = None, **options: Any) -> None:
@@ -43,6 +46,7 @@ class ShardedEmbedding(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         self._collected: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         # TensorFlow may run two uses of the layer at a time, a link serves one.
         self._turn = threading.Lock()
+        self.problem: list[LeptonError] = []
 
     def build(self, input_shape: Any) -> None:
         """Make the anchor."""
@@ -94,7 +98,11 @@ class ShardedEmbedding(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
 
         def pull(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             with self._turn:
-                return self.rows.pull(as_ids(self.table, ids), create=training)
+                try:
+                    return self.rows.pull(as_ids(self.table, ids), create=training)
+                except LeptonError as error:
+                    self.problem[:] = [error]
+                    raise
 
         def keep(ids: NDArray[np.int64], found: NDArray[np.float32]) -> np.float32:
             with self._turn:

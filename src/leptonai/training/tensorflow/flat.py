@@ -17,6 +17,7 @@ from leptonai.training.optimizers import SGD
 from leptonai.training.parameter_server.flat import TensorSpec
 from leptonai.training.tensorflow import tensors
 from leptonai.training.tensorflow.build import as_keras, build_model, build_optimizer, own_schedule
+from leptonai.training.tensorflow.embedding import tables_of
 from leptonai.training.tensorflow.learner import Tuning
 from leptonai.training.tensorflow.objective import WeightedStep, objective_for
 
@@ -53,6 +54,7 @@ class KerasFlatLearner:
         self._objective = objective_for(job, self.model)
         self._variables = list(self.model.trainable_variables)
         self._tensors = _specs(self.model)
+        self._embeddings = tables_of(self.model)
         self._seeds = _seed_variables(self.model)
         self._optimizer: Any = None
         self._parameters: list[NDArray[np.float32]] = []
@@ -148,7 +150,14 @@ class KerasFlatLearner:
                 autograph=False,
                 jit_compile=self._tuning.compile or None,
             )
-        return self._compiled[key](columns, *numbers)
+        try:
+            return self._compiled[key](columns, *numbers)
+        except tf.errors.OpError as error:
+            # TensorFlow makes an error of its own of what was raised within; ours says what to do.
+            for embedding in self._embeddings:
+                if embedding.problem:
+                    raise embedding.problem.pop() from error
+            raise
 
     def _measure(self, columns: Any, *, training: bool) -> tuple[Any, Any]:
         loss, sums = self._objective(self.model, columns, training=training)
@@ -158,6 +167,9 @@ class KerasFlatLearner:
         """Loss and metrics, and each gradient times this part's share of the whole step."""
         with tf.GradientTape() as tape:
             loss, measured = self._measure(columns, training=True)
+        if self._embeddings:  # what their rows get passes through the tape alone, so the share must, too
+            grads = tape.gradient(loss, self._variables, output_gradients=tf.cast(share, loss.dtype))
+            return measured, [_dense(grad, each) for grad, each in zip(grads, self._variables, strict=True)]
         grads = tape.gradient(loss, self._variables)
         return measured, [
             _dense(grad, each) * share for grad, each in zip(grads, self._variables, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from leptonai.core.errors import Fault, InputError
 from leptonai.training.parameter_server.bell import Bell, wait_until
 from leptonai.training.parameter_server.link import Answer
+from leptonai.training.parameter_server.memory import DROPPED
 from leptonai.training.parameter_server.tables import wire
 from leptonai.training.parameter_server.tables.memory import FULL, GROUPED, Header, Slot, TableMemory
 from leptonai.training.parameter_server.tables.spec import Table, as_ids
@@ -22,6 +24,10 @@ DEADLINE_SECONDS = 60.0
 # gap for a read to fit in, the server is asked, which serves between two of them.
 _TRIES = 3
 _OVERWRITE_SECONDS = 0.002
+
+
+class TableFault(Fault):
+    """Rows could not be had: a server is silent, or has no room."""
 
 
 class ServerLink(Protocol):
@@ -56,10 +62,14 @@ class TableLink:
 
     Attributes:
         table: which.
+        bytes_sent: ids and gradients pushed so far.
+        bytes_received: rows pulled so far.
     """
 
     def __init__(self, table: Table, servers: Sequence[ServerLink]) -> None:
         self.table, self._servers = table, list(servers)
+        self.bytes_sent = self.bytes_received = 0
+        self._turn = threading.Lock()  # two layers with one table may be looked up at a time
 
     def pull(
         self, ids: object, *, create: bool = True, out: NDArray[np.float32] | None = None
@@ -80,13 +90,15 @@ class TableLink:
         found = as_ids(self.table, ids)
         if out is None:
             out = np.empty((len(found), self.table.width), np.float32)
-        for link, places in self._parts(found):
-            if places is None:
-                link.pull(found, out, create=create)
-            elif len(places):
-                part = np.empty((len(places), self.table.width), np.float32)
-                link.pull(found[places], part, create=create)
-                out[places] = part
+        with self._turn:
+            for link, places in self._parts(found):
+                if places is None:
+                    link.pull(found, out, create=create)
+                elif len(places):
+                    part = np.empty((len(places), self.table.width), np.float32)
+                    link.pull(found[places], part, create=create)
+                    out[places] = part
+            self.bytes_received += out.nbytes
         return out
 
     def push(
@@ -133,6 +145,7 @@ class TableLink:
                 f"table {self.table.name!r}: {len(found)} ids need gradients of shape "
                 f"{(len(found), self.table.width)}, found {values.shape}"
             )
+        self.bytes_sent += found.nbytes + values.nbytes
         for link, places in self._parts(found):
             link.prepare(
                 found if places is None else found[places], values if places is None else values[places],
@@ -202,7 +215,7 @@ class LocalTableLink:
         words[Slot.ASKED] = self._asked
         self._wake()
         self._wait(lambda: words[Slot.SERVED] >= self._asked, DEADLINE_SECONDS)
-        _check_problem(self._table, words[Slot.PULL_PROBLEM])
+        _check_problem(self._table, words[Slot.PULL_PROBLEM], self._memory)
         np.copyto(out, self._rows[:count])
 
     def _read(self, ids: NDArray[np.int64], out: NDArray[np.float32]) -> bool:
@@ -227,6 +240,9 @@ class LocalTableLink:
         sequence: int, lr_factor: float, grouped: bool, weight: float,
     ) -> None:  # fmt: skip
         words, count = self._words, len(ids)
+        if words[Slot.OFFERED] > words[Slot.ANSWERED] and words[Slot.FLAGS] & GROUPED:
+            # It came too late for its group, or whoever offered it died: nobody will name it any more.
+            words[Slot.VERDICT], words[Slot.ANSWERED] = DROPPED, words[Slot.OFFERED]
         if words[Slot.OFFERED] > words[Slot.ANSWERED]:
             self._wait(lambda: words[Slot.ANSWERED] >= words[Slot.OFFERED], DEADLINE_SECONDS)
         if sequence <= words[Slot.ANSWERED]:
@@ -260,10 +276,19 @@ class RemoteTableLink:
         table: which.
         index: its number in the run's list of tables.
         exchange: sends the buffers as one message and returns the reply, which stays valid until the next.
+        staged: bring all of a push to the server before the word that offers it, which takes one exchange more;
+            needed where a push goes to several servers or tables and this worker may die in between.
     """
 
-    def __init__(self, table: Table, index: int, exchange: Callable[[wire.Buffers], memoryview]) -> None:
-        self._table, self._index, self._exchange = table, index, exchange
+    def __init__(
+        self,
+        table: Table,
+        index: int,
+        exchange: Callable[[wire.Buffers], memoryview],
+        *,
+        staged: bool = False,
+    ) -> None:
+        self._table, self._index, self._exchange, self._staged = table, index, exchange, staged
         self._prepared: wire.Buffers = []
         self._answered: tuple[int, Answer] | None = None
 
@@ -280,9 +305,12 @@ class RemoteTableLink:
         sequence: int, lr_factor: float, grouped: bool, weight: float,
     ) -> None:  # fmt: skip
         self._prepared = wire.encode_request(
-            wire.PUSH, table=self._index, number=sequence, flags=wire.GROUPED if grouped else 0,
-            lr_factor=lr_factor, weight=weight, ids=ids, gradients=gradients,
+            wire.PREPARE if self._staged else wire.PUSH, table=self._index, number=sequence,
+            flags=wire.GROUPED if grouped else 0, lr_factor=lr_factor, weight=weight, ids=ids, gradients=gradients,
         )  # fmt: skip
+        if self._staged:
+            self._keep(self._exchange(self._prepared))
+            self._prepared = wire.encode_request(wire.SUBMIT, table=self._index, number=sequence)
 
     def submit(self, sequence: int) -> None:
         self._keep(self._exchange(self._prepared))
@@ -307,15 +335,21 @@ class RemoteTableLink:
         )
 
 
-def _check_problem(table: Table, problem: int) -> None:
+def _check_problem(table: Table, problem: int, memory: TableMemory | None = None) -> None:
     if problem == FULL:
-        raise Fault(
-            f"table {table.name!r}: a server has no room for a new row",
+        held = ""
+        if memory is not None:
+            there, used = int(memory.header[Header.NUM_ROWS]), memory.used_bytes
+            held = f": it holds {there:,} of {memory.shape.num_rows:,} rows in {used:,} bytes"
+            if table.memory_cap_bytes is not None:
+                held += f", its part of the cap is {table.memory_cap_bytes // memory.shape.num_servers:,}"
+        raise TableFault(
+            f"table {table.name!r}: a server has no room for a new row{held}",
             hint='more servers or memory, or capacity=... with evict="least_recent"',
         )
     if problem:
-        raise Fault(f"table {table.name!r}: a server refused the request as malformed")
+        raise TableFault(f"table {table.name!r}: a server refused the request as malformed")
 
 
-def _silent(table: Table, deadline_seconds: float) -> Fault:
-    return Fault(f"table {table.name!r}: a server did not answer within {deadline_seconds:.0f} s")
+def _silent(table: Table, deadline_seconds: float) -> TableFault:
+    return TableFault(f"table {table.name!r}: a server did not answer within {deadline_seconds:.0f} s")

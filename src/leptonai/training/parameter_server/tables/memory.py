@@ -73,6 +73,7 @@ class Slot:
     FLAGS = 10
     LR_FACTOR = 11  # float64
     WEIGHT = 12  # float64
+    PREPARED = 13  # sequence number of what lies in the slot, for pushes that come as bytes
     WORKER_SLEEPING = 16
     # By the server; SERVED and ANSWERED last.
     SERVED = 24  # number of the pull last served

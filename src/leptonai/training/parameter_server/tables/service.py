@@ -123,8 +123,10 @@ class TableService:
                 except TableFull:
                     return wire.encode_reply(problem=FULL)
                 return wire.encode_reply(version=storage.version, rows=out)
-            if request.operation == wire.PUSH:
+            if request.operation in (wire.PUSH, wire.PREPARE):
                 self._take_in(storage, slot, request)
+            if request.operation in (wire.PUSH, wire.SUBMIT):
+                self._offer(storage, slot, request.number)
             words = storage.memory.slots[slot]
             return wire.encode_reply(
                 verdict=int(words[Slot.VERDICT]),
@@ -138,15 +140,28 @@ class TableService:
         words, count = memory.slots[slot], len(request.ids)
         if request.number <= int(words[Slot.OFFERED]):
             return  # sent again: it lies here already, or is answered
-        if int(words[Slot.OFFERED]) > int(words[Slot.ANSWERED]):
+        waits = int(words[Slot.OFFERED]) > int(words[Slot.ANSWERED])
+        if (
+            waits and int(words[Slot.FLAGS]) & GROUPED
+        ):  # nobody will name it any more, see LocalTableLink.prepare
+            answer(memory, slot, int(words[Slot.OFFERED]), DROPPED, storage.version)
+        elif waits:
             raise InputError(f"table {storage.table.name!r}: a push before the last one was answered")
         memory.push_ids(slot)[:count] = request.ids
         memory.push_rows(slot)[:count] = request.gradients
         words[Slot.PUSH_ROWS], words[Slot.FLAGS] = count, GROUPED if request.grouped else 0
         memory.slots_f[slot, Slot.LR_FACTOR] = request.lr_factor
         memory.slots_f[slot, Slot.WEIGHT] = request.weight
-        words[Slot.OFFERED] = request.number
-        if not request.grouped:
+        words[Slot.PREPARED] = request.number
+
+    def _offer(self, storage: TableStorage, slot: int, sequence: int) -> None:
+        words = storage.memory.slots[slot]
+        if sequence <= int(words[Slot.OFFERED]):
+            return
+        if sequence != int(words[Slot.PREPARED]):
+            raise InputError(f"table {storage.table.name!r}: push {sequence} was not prepared")
+        words[Slot.OFFERED] = sequence
+        if not int(words[Slot.FLAGS]) & GROUPED:
             self._serve_push(storage, slot)
 
     def _serve_pull(self, storage: TableStorage, slot: int) -> None:

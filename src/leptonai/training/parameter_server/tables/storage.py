@@ -58,9 +58,10 @@ class TableStorage:
 
     Args:
         memory: of a server that may have died at any moment; what it left undone is done first.
+        take_over: False: another process serves the memory, this one only reads :meth:`blocks`.
     """
 
-    def __init__(self, memory: TableMemory) -> None:
+    def __init__(self, memory: TableMemory, *, take_over: bool = True) -> None:
         self.memory, self.table = memory, memory.shape.table
         self._header = memory.header.data
         counts = memory.header[Header.INDEX_COUNTS : Header.INDEX_COUNTS + 2]
@@ -68,7 +69,8 @@ class TableStorage:
         self._oldest = LeastRecent(memory.clocks, memory.touched)
         self._spare = np.zeros(0, np.int64)
         self._headroom_bytes = 0
-        self._recover()
+        if take_over:
+            self._recover()
 
     @property
     def num_rows(self) -> int:

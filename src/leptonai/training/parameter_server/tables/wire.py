@@ -1,8 +1,11 @@
 """Requests about tables as bytes, for workers on other hosts; the frame around them is the transport's.
 
+A push is one request, or a PREPARE that carries all of it and a SUBMIT that offers it.
+
 A request is 32 bytes (``operation, flags, table, rows, number, lr_factor, weight``, little-endian), then ``rows``
-int64 ids, then for a push ``rows`` x width float32 gradients. A reply is 24 bytes (``problem, verdict, zero, rows,
-answered, version``), then for a pull the rows. Nothing is believed before its length and range were checked.
+int64 ids, then for PUSH and PREPARE ``rows`` x width float32 gradients. A reply is 24 bytes (``problem, verdict,
+zero, rows, answered, version``), then for a pull the rows. Nothing is believed before its length and range were
+checked.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from leptonai.core.errors import Fault, InputError
 from leptonai.training.parameter_server.tables.spec import Table
 
-PULL, PUSH, ANSWER = 1, 2, 3
+PULL, PUSH, ANSWER, PREPARE, SUBMIT = 1, 2, 3, 4, 5
 CREATE, GROUPED = 1, 2
 _REQUEST = struct.Struct("<BBHIQdd")
 _REPLY = struct.Struct("<BBHIQQ")
@@ -80,11 +83,11 @@ def decode_request(message: memoryview, tables: Sequence[Table]) -> Request:
     if len(message) < _REQUEST.size:
         raise InputError(f"a table request has at least {_REQUEST.size} bytes, found {len(message)}")
     operation, flags, index, count, number, lr_factor, weight = _REQUEST.unpack_from(message)
-    if operation not in (PULL, PUSH, ANSWER) or flags & ~(CREATE | GROUPED) or index >= len(tables):
+    if not PULL <= operation <= SUBMIT or flags & ~(CREATE | GROUPED) or index >= len(tables):
         raise InputError(f"no such table request: operation {operation}, flags {flags}, table {index}")
     table = tables[index]
-    width = table.width if operation == PUSH else 0
-    limit = 0 if operation == ANSWER else table.batch_rows
+    width = table.width if operation in (PUSH, PREPARE) else 0
+    limit = 0 if operation in (ANSWER, SUBMIT) else table.batch_rows
     if count > limit or len(message) != _REQUEST.size + count * (8 + 4 * width):
         raise InputError(
             f"table {table.name!r}: a request for {count} rows (at most {limit}) has {len(message)} bytes"

@@ -1,4 +1,4 @@
-"""Injected faults in a served run: what each process is told of them, and what the launcher does itself."""
+"""Injected faults in a run: what each process is told of them, and what the launcher does itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leptonai.launch.saboteur import Director, Injected
 Signal = Callable[[Role, int, signal.Signals], None]
 
 
-class ServedFaults:
+class RunFaults:
     """The fault script of one run; without one it does nothing.
 
     Raises:
@@ -26,8 +26,8 @@ class ServedFaults:
         script: FaultScript | None,
         *,
         num_workers: int,
-        num_servers: int,
-        total_steps: int,
+        num_servers: int = 0,
+        total_steps: int = 1,
         clock: Clock,
     ) -> None:
         settled = (script or FaultScript()).settle(
