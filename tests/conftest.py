@@ -20,6 +20,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Workspace and caches in a temporary directory; the small data sets, unless the full ones are there."""
     before = dict(os.environ)
     os.environ["LEPTON_HOME"] = str(tmp_path_factory.mktemp("home"))
+    os.environ["LEPTON_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.setdefault("LEPTON_DATA", str(SMALL_DATA))
     os.environ["MPLBACKEND"] = "Agg"
     yield

@@ -75,7 +75,9 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence(wheel: Path) -> N
         metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
         described = email.message_from_bytes(archive.read(metadata))
     source = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "leptonai").rglob("*.py")}
-    assert source | {"leptonai/py.typed"} <= set(names)
+    assert source | {"leptonai/py.typed", "leptonai/training/parameter_server/compiled/kernels.c"} <= set(
+        names
+    )
     assert {name.split("/")[0] for name in names} == {"leptonai", metadata.split("/")[0]}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert described["Name"] == "openlepton"

@@ -1,8 +1,9 @@
 """Which of 20 million things will a person click? Embeddings in a sparse table, a small network on top.
 
 The clicks are made up, but the same everywhere: people and things have hidden tastes, a click is likely where these
-agree. Popular things turn up far more often than others (Zipf's law), so a baseline that knows each thing's popularity
-does well; only what the embeddings learn of tastes does better.
+agree, and more likely in one mood than in another: everybody has one for each of a thousand days, a row each. Popular
+things turn up far more often than others (Zipf's law), so a baseline that knows each thing's popularity does well; only
+what the embeddings learn of tastes does better.
 """
 
 from __future__ import annotations
@@ -21,27 +22,28 @@ from leptonai.training.pytorch.embedding import ShardedEmbedding
 NUM_ROWS = 20_000_000
 WIDTH = 64
 NUM_PEOPLE, NUM_THINGS, NUM_TASTES = 20_000, 20_000, 8
-NUM_CLICKS, NUM_TEST = 1_600_000, 100_000
+NUM_DAYS = 1_000
+NUM_CLICKS, NUM_TEST = 3_000_000, 100_000
 
 TABLE = Table(name="embeddings", width=WIDTH, num_rows=NUM_ROWS, rule=RowAdagrad(lr=0.05), init_scale=0.05)
 
 
 class Recommender(nn.Module):
-    """Ids (B, 2) of a person and a thing to the logit (B, 1) of a click."""
+    """Ids (B, 3) of a person, a thing and that person's day to the logit (B, 1) of a click."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows = ShardedEmbedding(TABLE)
-        self.network = nn.Sequential(nn.Linear(3 * WIDTH, 32), nn.ReLU(), nn.Linear(32, 1))
+        self.network = nn.Sequential(nn.Linear(4 * WIDTH, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        person, thing = self.rows(ids).unbind(dim=1)
+        person, thing, day = self.rows(ids).unbind(dim=1)
         together = person * thing
-        return self.network(torch.cat([person, thing, together], dim=1)) + together.sum(1, keepdim=True)
+        return self.network(torch.cat([person, thing, together, day], dim=1)) + together.sum(1, keepdim=True)
 
 
 def clicks(num_examples: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Row ids (N, 2) of people and things, and whether there was a click (N, 1)."""
+    """Row ids (N, 3) of people, things and people's days, and whether there was a click (N, 1)."""
     tastes = np.random.default_rng(0)
     people = tastes.normal(size=(NUM_PEOPLE, NUM_TASTES)).astype(np.float32)
     things = tastes.normal(size=(NUM_THINGS, NUM_TASTES)).astype(np.float32)
@@ -49,9 +51,11 @@ def clicks(num_examples: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[
     draw = np.random.default_rng([1, seed])
     person = zipf(draw.random(num_examples), NUM_PEOPLE)
     thing = zipf(draw.random(num_examples), NUM_THINGS)
-    score = np.einsum("nt,nt->n", people[person], things[thing]) * 0.9 + popularity[thing]
+    day = person * NUM_DAYS + draw.integers(0, NUM_DAYS, num_examples)
+    mood = hashed(day, 3) / NUM_ROWS - 0.5
+    score = np.einsum("nt,nt->n", people[person], things[thing]) * 0.9 + popularity[thing] + mood
     clicked = draw.random(num_examples) < 1 / (1 + np.exp(-score))
-    ids = np.stack([hashed(person, 1), hashed(thing, 2)], axis=1)
+    ids = np.stack([hashed(person, 1), hashed(thing, 2), hashed(day, 4)], axis=1)
     return ids, clicked.astype(np.float32)[:, None]
 
 
@@ -69,7 +73,7 @@ def hashed(ids: NDArray[np.int64], field: int) -> NDArray[np.int64]:
 
 def data() -> Data:
     """The made-up clicks."""
-    return Data(train=Arrays(*clicks(NUM_CLICKS, seed=1)), test=Arrays(*clicks(NUM_TEST, seed=2)))
+    return Data(train=Arrays(*clicks(NUM_CLICKS, seed=1)), evaluate=Arrays(*clicks(NUM_TEST, seed=2)))
 
 
 def accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -93,7 +97,7 @@ job = TrainJob(
     data=data,
     loss="binary_cross_entropy",
     optimizer=Adam(lr=2e-3),
-    epochs=2,
+    epochs=1,
     global_batch_size=2048,
     precision="float32",
     evaluate=Evaluate(batch_size=4096, metrics={"accuracy": accuracy}),

@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from leptonai.sdk import pytorch as PyTorch
     from leptonai.training.data import augment, datasets
     from leptonai.training.data.dataset import Arrays, Data
+    from leptonai.training.elastic import Elastic
     from leptonai.training.job import Checkpoints, Evaluate, Speed, StopWhen, TrainJob
-    from leptonai.training.optimizers import SGD, Adam, AdamW
+    from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb
+    from leptonai.training.parameter_server.settings import ParameterServer
+    from leptonai.training.parameter_server.tables.spec import RowAdagrad, RowAdam, RowSGD, Table
     from leptonai.training.schedules import Constant, Cosine, OneCycle, Steps
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SGD",
+    "Adagrad",
     "Adam",
     "AdamW",
     "Arrays",
@@ -35,16 +39,23 @@ __all__ = [
     "Constant",
     "Cosine",
     "Data",
+    "Elastic",
     "Evaluate",
     "Fault",
     "InputError",
+    "Lamb",
     "LeptonError",
     "OneCycle",
+    "ParameterServer",
     "PyTorch",
     "Refused",
+    "RowAdagrad",
+    "RowAdam",
+    "RowSGD",
     "Speed",
     "Steps",
     "StopWhen",
+    "Table",
     "TensorFlow",
     "TrainJob",
     "augment",
@@ -62,7 +73,10 @@ _HOMES = {
     "leptonai.compute.cluster": ("Cluster",),
     "leptonai.training.job": ("TrainJob", "Evaluate", "StopWhen", "Checkpoints", "Speed"),
     "leptonai.training.data.dataset": ("Data", "Arrays"),
-    "leptonai.training.optimizers": ("SGD", "Adam", "AdamW"),
+    "leptonai.training.optimizers": ("SGD", "Adam", "AdamW", "Adagrad", "Lamb"),
+    "leptonai.training.elastic": ("Elastic",),
+    "leptonai.training.parameter_server.settings": ("ParameterServer",),
+    "leptonai.training.parameter_server.tables.spec": ("Table", "RowSGD", "RowAdagrad", "RowAdam"),
     "leptonai.training.schedules": ("Constant", "OneCycle", "Cosine", "Steps"),
 }
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}

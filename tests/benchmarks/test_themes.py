@@ -9,7 +9,14 @@ import pytest
 from benchmarks.figures import Benchmark, Options
 from benchmarks.workloads.arrays import write_arrays
 
-from benchmarks import parameter_server, sdk_ten_epochs, sync_training, time_to_accuracy
+from benchmarks import (
+    consistency,
+    faults,
+    parameter_server,
+    sdk_ten_epochs,
+    sync_training,
+    time_to_accuracy,
+)
 
 PROMISED = {
     "samples_per_second_vs_torchrun": (1.0, "higher"),
@@ -34,6 +41,24 @@ PROMISED = {
     "adam_vs_fused": (0.95, "higher"),
     "embedding_vs_in_process": (0.9, "higher"),
     "embedding_tcp_vs_in_process": (0.3, "higher"),
+    "straggler_speedup": (2.0, "higher"),
+    "accuracy_ssp_minus_bsp": (-1.0, "higher"),
+    "accuracy_asp_minus_bsp": (-1.0, "higher"),
+    "accuracy_delay_compensation_minus_bsp": (-1.0, "higher"),
+    "accuracy_backup_minus_bsp": (-1.0, "higher"),
+    "accuracy_local_sgd_minus_bsp": (-1.0, "higher"),
+    "accuracy_diloco_minus_bsp": (-1.0, "higher"),
+    "accuracy_streaming_diloco_minus_bsp": (-1.0, "higher"),
+    "accuracy_async_diloco_minus_bsp": (-1.0, "higher"),
+    "accuracy_elastic_averaging_minus_bsp": (-1.0, "higher"),
+    "bytes_diloco_int8": (390.0, "higher"),
+    "bytes_streaming_4bit": (770.0, "higher"),
+    "pushes_lost": (0.0, "lower"),
+    "samples_lost": (0.0, "lower"),
+    "samples_repeated": (0.0, "lower"),
+    "server_recovery_p99_seconds": (1.0, "lower"),
+    "worker_recovery_p99_seconds": (2.0, "lower"),
+    "goodput": (0.88, "higher"),
 }
 
 
@@ -50,6 +75,8 @@ def themes(folder: Path) -> list[Benchmark]:
         time_to_accuracy.benchmark_in(folder, goal=0.99),
         sdk_ten_epochs.build_in(folder),
         parameter_server.benchmark(),
+        consistency.build_in(folder),
+        faults.benchmark(),
     ]
 
 

@@ -39,7 +39,6 @@ from leptonai.training.learner import shares
 from leptonai.training.parameter_server import memory as memory_module
 from leptonai.training.parameter_server.kernels import choose_kernels, initialise_states, num_states
 from leptonai.training.parameter_server.layout import lay_out
-from leptonai.training.parameter_server.memory import ShardShape, shard_bytes
 from leptonai.training.parameter_server.served_loop import piece_batch, piece_seed
 from leptonai.training.parameter_server.work import Piece
 from leptonai.training.pytorch.flat import TorchFlatLearner
@@ -265,7 +264,7 @@ def test_a_halted_run_resumes_to_the_same_bits_on_another_number_of_servers(run:
     calm = run(f"served({FREQUENT})", run="calm")
     run(f"served({FREQUENT})", listener=order_at(run, 10, Halt()))
     assert run.of(StepDone)[-1].step < 28
-    result = run(f"served({FREQUENT})", resume=True)
+    result = run(f"served(servers=3, {FREQUENT})", resume=True)
     assert result.step == 28
     assert_same_bits(calm, result)
 
@@ -295,9 +294,9 @@ def test_killed_processes_over_tcp_lose_and_repeat_nothing(run: Runner) -> None:
 def test_too_little_memory_says_how_much_and_falls_back_only_where_allowed(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lean = ShardShape(num_elements=416, num_states=1, num_slots=2, chunk_elements=416, has_reads=False)
-    monkeypatch.setattr(memory_module, "_available_bytes", lambda: shard_bytes(lean))
-    with pytest.raises(Fault, match=r"a shard needs .* MB of shared memory"):
+    free = iter([0, 0, 1 << 40])  # at the first run's only look, and at the second's two
+    monkeypatch.setattr(memory_module, "_available_bytes", lambda: next(free))
+    with pytest.raises(Fault, match=r"a shard needs .* KiB of shared memory"):
         run("served()", run="refused")
     run("served(tcp_fallback=True)")
     assert any("workers go over TCP" in event.message for event in run.of(Notice))

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from leptonai.core.control import Halt
 from leptonai.core.errors import Fault, InputError
-from leptonai.core.events import CheckpointDamaged, Evaluated, ServerRestarted, StepDone, WorkerJoined
+from leptonai.core.events import (
+    CheckpointDamaged,
+    Evaluated,
+    ServerRestarted,
+    StepDone,
+    WorkerJoined,
+    WorkerStarted,
+)
 from leptonai.launch.request import RunResult
 from leptonai.launch.served_tables import saved_files
 from leptonai.training.parameter_server.tables.checkpoint import load_table
@@ -51,9 +58,9 @@ def assert_close(ours: RunResult, theirs: RunResult, *, tolerance: float) -> Non
             np.testing.assert_allclose(
                 row, right[name], rtol=0, atol=tolerance, err_msg=f"{table.name} {name}"
             )
-    left, right = parameters(ours), parameters(theirs)
-    for name, tensor in left.items():
-        np.testing.assert_allclose(tensor, right[name], rtol=0, atol=tolerance, err_msg=name)
+    network = parameters(theirs)
+    for weight, tensor in parameters(ours).items():
+        np.testing.assert_allclose(tensor, network[weight], rtol=0, atol=tolerance, err_msg=weight)
 
 
 def test_bsp_equals_one_worker_within_rounding_on_any_number_of_servers(run: Runner) -> None:
@@ -133,8 +140,9 @@ def test_a_gradient_is_clipped_by_the_norm_over_network_and_tables(run: Runner) 
 
 @pytest.mark.parametrize("transport", ["auto", "tcp"])
 def test_a_bad_id_is_named(run: Runner, transport: str) -> None:
-    with pytest.raises(InputError, match=r"table 'words': id \d+ lies outside 0 to 24"):
-        run(f"{IMPORT}.tabled(table={IMPORT}.words(num_rows=25), transport={transport!r})")
+    with pytest.raises(InputError, match=r"table 'words': id 39 lies outside 0 to 38"):
+        run(f"{IMPORT}.tabled(table={IMPORT}.words(num_rows=39), transport={transport!r})")
+    assert run.of(WorkerStarted)  # nothing was wrong with the examples it was tried on
 
 
 def test_a_full_table_ends_the_run_and_says_how_full_it_is(run: Runner) -> None:
@@ -154,3 +162,18 @@ def test_a_full_table_ends_the_run_and_says_how_full_it_is(run: Runner) -> None:
 def test_settings_that_do_not_go_with_tables_are_refused(run: Runner, job: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         run(f"{IMPORT}.{job}")
+
+
+@pytest.mark.slow
+def test_a_keras_model_with_a_table_equals_one_worker(run: Runner) -> None:
+    pytest.importorskip("tensorflow")
+    job = "__import__('keras_tables').tabled"
+    one = run(f"{job}(accumulate=2)", run="one", workers=1)
+    two = run(f"{job}()", run="two", workers=2)
+    assert run.of(Evaluated)[-1].metrics["loss"] < 0.7
+    left, right = rows(one, WORDS), rows(two, WORDS)
+    assert left.keys() == right.keys()
+    for name, row in left.items():
+        np.testing.assert_allclose(row, right[name], rtol=0, atol=TOLERANCE, err_msg=str(name))
+    with pytest.raises(InputError, match=r"table 'words': id 39 lies outside 0 to 38"):
+        run(f"{job}(table=__import__('table_toy').words(num_rows=39))", run="bad")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from leptonai.core.errors import Fault, InputError
 from leptonai.training.checkpoint import DIGEST_NAME, MANIFEST_NAME, STATE_NAME, Checkpoint, CheckpointStore
+from leptonai.training.durable import Written, write_durably
 from leptonai.training.learner import LearnerState, RawTensor
 
 
@@ -283,3 +284,23 @@ def test_strange_files_beside_checkpoints_are_left_alone(tmp_path: Path) -> None
     store.save(checkpoint(3))
     assert names(store) == ["step-00000003"]
     assert (tmp_path / "step-1").read_text() == "mine"
+
+
+def attach(folder: Path) -> dict[str, Written]:
+    (folder / "tables").mkdir()
+    return {"tables/t.0.bin": write_durably(folder / "tables" / "t.0.bin", [b"rows" * 1000])}
+
+
+def test_attached_files_are_part_of_the_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    saved = store.save(checkpoint(3), attach=attach)
+    file = saved.path / "tables" / "t.0.bin"
+    assert saved.size_bytes == sum(path.stat().st_size for path in saved.path.rglob("*") if path.is_file())
+    assert store.load(saved.path).step == 3
+    file.write_bytes(b"Rows" + file.read_bytes()[4:])
+    with pytest.raises(Fault, match=r"t\.0\.bin does not have the digest"):
+        store.load(saved.path)
+    assert store.load(saved.path, attached=False).step == 3
+    file.unlink()
+    with pytest.raises(Fault, match=r"t\.0\.bin cannot be read"):
+        store.load(saved.path)

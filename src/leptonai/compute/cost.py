@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from leptonai.compute.cluster import Cluster, Host
 from leptonai.compute.plan import Estimate, Placement
+from leptonai.compute.servers import ServerPlan
 from leptonai.compute.workload import Workload
 from leptonai.core.units import format_bytes, format_flops, format_rate, format_seconds
 
@@ -18,6 +19,9 @@ from leptonai.core.units import format_bytes, format_flops, format_rate, format_
 LOOPBACK_BYTES_PER_SECOND = 1.4e9
 # What a PCIe 3.0 x16 slot (15.75 GB/s nominal) gives in practice; NVLink is faster.
 GPU_BYTES_PER_SECOND = 12e9
+
+# Copies between processes of one machine: what one core of a 2-core x86 machine reached.
+SHARED_BYTES_PER_SECOND = 8e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ def estimate(
     *,
     hosts: Sequence[Host],
     measured_core_flops: float | None = None,
+    servers: ServerPlan | None = None,
 ) -> Estimate:
     """Predict one optimiser step.
 
@@ -43,11 +48,20 @@ def estimate(
         placements: the workers, at least one.
         hosts: the machines behind the nodes.
         measured_core_flops: FLOP/s of one core of this machine, for nodes whose file gives none; > 0.
+        servers: the parameter servers of the run; None: workers sum gradients in a ring.
     """
-    sent_bytes = ring_bytes(workload.parameter_bytes, len(placements))
-    route, transfer_words = _slowest_route(cluster, placements, hosts, sent_bytes)
-    bandwidth = route.bandwidth_bytes_per_second if route else None
-    transfer = 0.0 if len(placements) == 1 else sent_bytes / bandwidth if bandwidth else None
+    if servers is None:
+        sent_bytes = ring_bytes(workload.parameter_bytes, len(placements))
+        route, transfer_words = _slowest_route(cluster, placements, hosts, sent_bytes)
+        bandwidth = route.bandwidth_bytes_per_second if route else None
+        transfer = 0.0 if len(placements) == 1 else sent_bytes / bandwidth if bandwidth else None
+    else:
+        sent_bytes, bandwidth = 2 * workload.parameter_bytes, SHARED_BYTES_PER_SECOND
+        transfer = sent_bytes / bandwidth + servers.apply_seconds
+        transfer_words = (
+            f"a push and a pull through shared memory, {format_rate(bandwidth)} assumed, and "
+            f"{format_seconds(servers.apply_seconds)} to apply the update",
+        )
     rate, compute_words = _rate(cluster, placements, hosts, measured_core_flops)
     compute = workload.flops_per_step / rate if rate else None
     both_known = transfer is not None and compute is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from leptonai.compute.cluster import Cluster, Host, Node, hosts_of
@@ -57,6 +58,8 @@ def plan(
     if tuning is None:
         tuning = _default_tuning(cluster, hosts, nodes)
     placements = _place(hosts, nodes, kind=kind, threads=tuning.threads)
+    if servers is not None:  # servers need the cores too, and workers come and go
+        placements = tuple(replace(placement, cores=()) for placement in placements)
     return Plan(
         strategy="parameter_server" if servers else "single" if len(nodes) == 1 else "data_parallel",
         backend="served" if servers else _backend(placements, hosts),
@@ -64,11 +67,16 @@ def plan(
         placements=placements,
         tuning=tuning,
         estimate=estimate(
-            workload, cluster, placements, hosts=hosts, measured_core_flops=measured_core_flops
+            workload,
+            cluster,
+            placements,
+            hosts=hosts,
+            measured_core_flops=measured_core_flops,
+            servers=servers,
         ),
         workload=workload,
         warnings=(
-            *_core_warnings(placements, hosts),
+            *(() if servers else _core_warnings(placements, hosts)),
             *_machine_warnings(cluster, len(available_cores), num_gpus),
             *_work_warnings(workload, placements, hosts),
         ),

@@ -184,7 +184,7 @@ def identity(
     """What makes two runs runs of the same job: every setting that alters results, in JSON-ready words."""
     shapes = repr(sorted((name, tuple(shape)) for name, shape in model_shapes.items()))
     # Left out where there is none, so that runs from before it existed can be resumed.
-    server = {} if job.parameter_server is None else {"parameter_server": repr(job.parameter_server)}
+    server = {} if job.parameter_server is None else {"parameter_server": job.parameter_server.identity}
     if tables:
         speed_only = ("memory_cap_bytes", "batch_rows")
         server["tables"] = repr(

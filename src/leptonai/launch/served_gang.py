@@ -13,14 +13,11 @@ from typing import Any, assert_never
 
 from leptonai.compute.engines.base import Exited, Message, Report, Started
 from leptonai.core.clock import Clock
-from leptonai.core.control import Halt, Order, Resize, Save, SwitchConsistency
-from leptonai.core.errors import Fault, InputError
+from leptonai.core.control import Halt, Order
+from leptonai.core.errors import Fault
 from leptonai.core.events import (
-    ConsistencyChanged,
     Event,
-    Notice,
     OrderTaken,
-    Resized,
     WorkerFailed,
     WorkerJoined,
     WorkerLost,
@@ -34,10 +31,10 @@ from leptonai.launch.served_memory import ServedMemory
 from leptonai.launch.served_record import Recorder
 from leptonai.launch.served_report import ServedReport
 from leptonai.launch.served_servers import Servers, how_it_ended
+from leptonai.launch.served_steering import Steering
 from leptonai.launch.served_tables import answered_everywhere, finish_everywhere
 from leptonai.launch.served_workers import Worker, Workers
 from leptonai.training.elastic import Elastic
-from leptonai.training.parameter_server.consistency import parse_consistency
 from leptonai.training.parameter_server.coordinator import Coordinator
 from leptonai.training.parameter_server.memory import Header, Slot
 from leptonai.training.parameter_server.work import (
@@ -90,6 +87,10 @@ class ServedGang:
         faults.use(self._signal)
         self._books = PushBooks(memory)
         self._elastic, self._clock, self._on_event = elastic, clock, on_event
+        self._steering = Steering(
+            coordinator, workers, most_workers=len(memory.worker_bells),
+            addresses=lambda: self._servers.listening, clock=clock, on_event=on_event,
+        )  # fmt: skip
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._orphans: dict[int, Compute] = {}
         self._save_every_seconds, self._saved_seconds = save_every_seconds, clock.monotonic_seconds()
@@ -105,14 +106,7 @@ class ServedGang:
         Raises:
             InputError: the run cannot follow it.
         """
-        most = len(self._memory.worker_bells)
-        if isinstance(order, Resize) and not 1 <= order.num_workers <= most:
-            raise InputError(
-                f"expected 1 to {most} workers, found {order.num_workers}",
-                hint="the run has shared memory for that many",
-            )
-        if isinstance(order, SwitchConsistency):
-            self._coordinator.check_switch(parse_consistency(order.mode))
+        self._steering.check(order)
         self._orders.put(order)
         return "taken"
 
@@ -133,7 +127,7 @@ class ServedGang:
                     raise KeyboardInterrupt
                 if pressed and not self.interrupted:
                     self.interrupted = True
-                    self._follow(Halt())
+                    self._do(self._steering.follow(Halt()))
         self._faults.close()
         if self._recorder is not None:
             self._recorder.end()
@@ -159,7 +153,7 @@ class ServedGang:
             order = self._orders.get()
             word = type(order).__name__.lower()
             self._on_event(OrderTaken(at_seconds=self._clock.now_seconds(), order=word))
-            self._follow(order)
+            self._do(self._steering.follow(order))
         for rank, deal in list(self._orphans.items()):
             self._settle(rank, deal)
         for injected in self._faults.poll(self._progress()):
@@ -307,7 +301,10 @@ class ServedGang:
         assert self._elastic is not None
         if self._elastic.replace:
             now, addresses = self._clock.monotonic_seconds(), self._servers.listening
-            self._workers.replace(worker, now, initialize=not self._initialized, addresses=addresses)
+            self._workers.replace(
+                worker, now, initialize=not self._initialized, addresses=addresses,
+                faults=self._faults.assignment(),
+            )  # fmt: skip
         elif self._workers.count < self._elastic.min_workers:
             raise Fault(
                 f"{reason}; {self._workers.count} workers are left, at least {self._elastic.min_workers} are needed"
@@ -383,35 +380,3 @@ class ServedGang:
                 case _:
                     assert_never(decision)
         self._report.evaluated(self._coordinator)
-
-    def _follow(self, order: Order) -> None:
-        match order:
-            case Halt():
-                self._do(self._coordinator.order_halt())
-            case Save():
-                self._do(self._coordinator.order_save())
-            case SwitchConsistency(mode=mode):
-                self._switch(mode)
-            case Resize(num_workers=count):
-                self._resize(count)
-            case _:
-                assert_never(order)
-
-    def _switch(self, mode: str) -> None:
-        at, step = self._clock.now_seconds(), self._coordinator.progress.step
-        try:
-            self._do(self._coordinator.switch(parse_consistency(mode)))
-        except InputError as error:  # allowed when it was taken, but not any more
-            self._on_event(Notice(at_seconds=at, message=f"the consistency stays: {error.message}"))
-        else:
-            self._on_event(ConsistencyChanged(at_seconds=at, mode=mode, step=step, reason="ordered"))
-
-    def _resize(self, count: int) -> None:
-        ranks = self._workers.ranks
-        for rank in ranks[count:]:
-            self._do(self._coordinator.retire(rank))
-        free = [rank for rank in range(len(self._memory.worker_bells)) if rank not in ranks]
-        for rank in free[: max(0, count - len(ranks))]:
-            self._workers.start(rank, initialize=False, addresses=self._servers.listening)
-        at, step = self._clock.now_seconds(), self._coordinator.progress.step
-        self._on_event(Resized(at_seconds=at, num_workers=count, step=step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def table_links(
         TableLink(
             memories[0].shape.table,
             [
-                LocalTableLink(memory, slot, wake=lambda server=server: wake(server), bell=worker_bell)  # type: ignore[misc]
+                LocalTableLink(memory, slot, wake=functools.partial(wake, server), bell=worker_bell)
                 for server, memory in enumerate(memories)
             ],
         )

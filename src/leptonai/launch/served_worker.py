@@ -182,7 +182,7 @@ class _ServedWorker:
             job=job, data=self._data, learner=self._learner, client=self._client, launcher=self._line,
             rank=self.rank, num_workers=assignment["num_workers"], base_learning_rate=assignment["base_learning_rate"],
             note=self._note, save=self._save, rebind=self._bind, tables=self._tables, witness=self._witness,
-            hogwild=assignment["hogwild"], before_deal=self._saboteur.at_step,
+            hogwild=assignment["hogwild"], strikes=self._saboteur,
         )  # fmt: skip
 
     def _note(self, step: int, phase: Phase) -> None:

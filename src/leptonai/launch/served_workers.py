@@ -118,7 +118,15 @@ class Workers:
         """A process is gone."""
         del self._by_name[worker.spec.name]
 
-    def replace(self, lost: Worker, now_seconds: float, *, initialize: bool, addresses: Addresses) -> None:
+    def replace(
+        self,
+        lost: Worker,
+        now_seconds: float,
+        *,
+        initialize: bool,
+        addresses: Addresses,
+        faults: Mapping[str, Any] | None,
+    ) -> None:
         """Have a spare that is ready play the lost one's rank, or else a fresh process."""
         spare = next((each for each in self._spares() if each.ready), None)
         if spare is None or initialize:

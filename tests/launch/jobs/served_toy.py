@@ -1,5 +1,6 @@
 """The toy with a parameter server."""
 
+import dataclasses
 import os
 
 import torch
@@ -12,17 +13,7 @@ from leptonai.training.parameter_server.settings import ParameterServer
 
 
 def served(consistency: str = "bsp", **changes: object) -> TrainJob:
-    names = (
-        "servers",
-        "durability",
-        "codec",
-        "reads",
-        "hogwild",
-        "record",
-        "delay_compensation",
-        "staleness_scaled_lr",
-        "transport",
-    )
+    names = [item.name for item in dataclasses.fields(ParameterServer) if item.name != "consistency"]
     settings = {name: changes.pop(name) for name in names if name in changes}
     server = ParameterServer(consistency=consistency, **settings)  # type: ignore[arg-type]
     return toy(**{"parameter_server": server, "elastic": Elastic(spare=0), **changes})  # type: ignore[arg-type]

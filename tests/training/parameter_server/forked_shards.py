@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from leptonai.training import optimizers
+from leptonai.training.parameter_server.compiled_kernels import CompiledKernels
 from leptonai.training.parameter_server.memory import ShardMemory
 from leptonai.training.parameter_server.numpy_kernels import NumpyKernels
 from leptonai.training.parameter_server.shard import Shard
@@ -34,7 +35,7 @@ def serve(order: dict[str, Any]) -> None:
     if order["kernels"] == "lamb":
         shard = Shard(memory, optimizer, ranges=ranges)
     else:
-        kind = {"numpy": NumpyKernels, "torch": TorchKernels}[order["kernels"]]
+        kind = {"numpy": NumpyKernels, "torch": TorchKernels, "compiled": CompiledKernels}[order["kernels"]]
         shard = Shard(memory, optimizer, kernels=kind(optimizer))
     if order["life_seconds"]:
         end_after(shard, order["life_seconds"])
@@ -49,13 +50,13 @@ def serve(order: dict[str, Any]) -> None:
 def end_after(shard: Shard, seconds: float) -> None:
     """From when it first may change parameters on, the process has ``seconds``, whatever it does then."""
     log: Any = shard._log
-    for name in ("undo_half_done", "open_chunk"):
+    for name in ("undo_half_done", "open_chunk", "open_blocks"):
         change = getattr(log, name)
 
-        def armed(*arguments: Any, change: Any = change) -> None:
+        def armed(*arguments: Any, change: Any = change) -> Any:
             if not any(signal.getitimer(signal.ITIMER_REAL)):
                 signal.setitimer(signal.ITIMER_REAL, seconds)
-            change(*arguments)
+            return change(*arguments)
 
         setattr(log, name, armed)
 

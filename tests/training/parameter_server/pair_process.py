@@ -33,7 +33,8 @@ OPTIMIZERS: dict[str, tuple[Optimizer, str]] = {
     "sgd": (SGD(lr=0.1, momentum=0.9), "numpy"),
     "plain": (SGD(lr=1.0), "numpy"),
     "compensated": (SGD(lr=0.1, momentum=0.9), "numpy"),
-    "adam": (Adam(), "torch"),
+    "adam": (Adam(), "numpy"),
+    "fused": (Adam(), "torch"),
 }
 PLACES = ("chunk", "before", "repeated", "answered", "ending", "ended")
 """Where a primary dies: within an update, before its backup knows of it, before the answer, behind it, and before
@@ -120,20 +121,17 @@ class Process:
         self._place, self._times = "", 0
         self._rest = b""
         log: Any = self.shard._log
-        open_chunk, finish = log.open_chunk, log.finish
+        close_chunk, finish = log.close_chunk, log.finish
 
-        def deadly_chunk(chunk: int, start: int, stop: int) -> None:
-            open_chunk(chunk, start, stop)
-            self.memory.parameters[start : (start + stop) // 2] = 0.0  # as half a kernel would
+        def deadly_chunk(chunk: int) -> None:
             self._die("chunk")
-            self.memory.parameters[start:stop] = self.memory.journal[0, : stop - start]
+            close_chunk(chunk)
 
         def deadly_finish(*arguments: Any) -> None:
             finish(*arguments)
             self._die("answered")
 
-        if said.get("deadly", True):
-            log.open_chunk, log.finish = deadly_chunk, deadly_finish
+        log.close_chunk, log.finish = deadly_chunk, deadly_finish
 
     def _die(self, place: str) -> None:
         if place == self._place and self.pair.role == "serving":

@@ -31,7 +31,13 @@ TOKEN = b"a token of thirty-two bytes, yes."
 
 
 def small_shape(**changes: int) -> ShardShape:
-    values = {"num_elements": 4096, "num_states": 1, "num_slots": 3, "chunk_elements": 1024, **changes}
+    values: dict[str, Any] = {
+        "num_elements": 4096,
+        "num_states": 1,
+        "num_slots": 3,
+        "chunk_elements": 1024,
+        **changes,
+    }
     return ShardShape(**values)
 
 

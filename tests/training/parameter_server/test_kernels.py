@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from leptonai.core.errors import InputError
 from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Optimizer
+from leptonai.training.parameter_server import compiled_kernels
+from leptonai.training.parameter_server.compiled_kernels import CompiledKernels
 from leptonai.training.parameter_server.kernels import (
     Kernels,
     agree,
@@ -81,7 +83,7 @@ def framework(optimizer: Optimizer, parameters: list[torch.nn.Parameter]) -> tor
     raise AssertionError
 
 
-@pytest.mark.parametrize("kind", [NumpyKernels, TorchKernels])
+@pytest.mark.parametrize("kind", [NumpyKernels, TorchKernels, CompiledKernels])
 @pytest.mark.parametrize("optimizer", ELEMENTWISE, ids=str)
 def test_steps_are_those_of_the_framework(optimizer: Optimizer, kind: type[Kernels]) -> None:
     size = 20_000 // 16 * 16
@@ -103,7 +105,7 @@ FINE_CUTS = st.lists(st.integers(1, 1200), max_size=6, unique=True).map(
 )
 
 
-@pytest.mark.parametrize("kind", [NumpyKernels, TorchKernels])
+@pytest.mark.parametrize("kind", [NumpyKernels, TorchKernels, CompiledKernels])
 @pytest.mark.parametrize("optimizer", ELEMENTWISE, ids=str)
 def test_chunk_by_chunk_gives_the_bits_of_all_at_once(optimizer: Optimizer, kind: type[Kernels]) -> None:
     @given(st.one_of(CUTS, FINE_CUTS))
@@ -129,11 +131,24 @@ def test_what_lies_between_tensors_stays_zero() -> None:
 # -- the choice ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a compiler."""
+    monkeypatch.setattr(compiled_kernels, "library", lambda: None)
+
+
+@pytest.mark.parametrize("optimizer", ELEMENTWISE, ids=str)
+def test_compiled_kernels_are_chosen_where_there_is_a_compiler(optimizer: Optimizer) -> None:
+    assert choose_kernels(optimizer).name == "compiled"
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("optimizer", ELEMENTWISE, ids=str)
 def test_fused_kernels_are_chosen_where_they_are(optimizer: Optimizer) -> None:
     assert choose_kernels(optimizer).name == "torch"
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("broken", ["missing", "wrong", "other arguments"])
 def test_without_sound_fused_kernels_the_plain_ones_are_chosen(
     broken: str, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,8 @@ nothing is applied twice, and every bit is that of an undisturbed run."""
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +17,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from leptonai.core.errors import Fault
+from leptonai.training.parameter_server.bell import Bell
+from leptonai.training.parameter_server.intent import Update
 from leptonai.training.parameter_server.link import Answer, Offer
-from leptonai.training.parameter_server.memory import APPLIED, GROUPED, PUSH, REFUSED, ShardMemory, Slot
+from leptonai.training.parameter_server.memory import (
+    APPLIED,
+    DROPPED,
+    GROUPED,
+    PUSH,
+    REFUSED,
+    Header,
+    ShardMemory,
+    Slot,
+)
+from leptonai.training.parameter_server.pair import PairServer
 from leptonai.training.parameter_server.tcp_link import TcpLink
 from tests.training.parameter_server.pair_process import (
     CODEC,
@@ -80,15 +95,19 @@ class Pair:
         self.backup.tell(do="follow")
         self.addresses.append(tuple(self.backup.hear("follows")))
         self.places = {self.primary: self.addresses[0], self.backup: self.addresses[1]}
+        self.spare: Told | None = None
         self.order: dict[str, Any] | None = None
         self.replicate()
-        self.spare = self.new(self.addresses[0])
 
     def new(self, address: tuple[Any, ...]) -> Told:
         process = Told(module="pair_process", case=self.case, port=address[1])
         self.processes.append(process)
         self.places[process] = address
         return process
+
+    def prepare(self) -> None:
+        """Start the server that takes the primary's place when that has died."""
+        self.spare = self.new(self.places[self.primary])
 
     def replicate(self) -> None:
         self.primary.tell(do="replicate", address=self.places[self.backup])
@@ -110,15 +129,15 @@ class Pair:
         dead.kill()
 
     def fill(self) -> None:
-        """The spare takes the place of the one that died, at its address."""
+        """A new server takes the place of the one that died, at its address."""
+        assert self.spare is not None
         self.backup = self.spare
         self.backup.tell(do="follow")
         self.backup.hear("follows")
         self.replicate()
-        self.spare = self.new(self.places[self.primary])
 
     def link(self, slot: int) -> TcpLink:
-        return TcpLink(self.addresses, job=JOB, token=TOKEN, slot=slot, num_elements=SIZE)  # type: ignore[arg-type]
+        return TcpLink(self.addresses, job=JOB, token=TOKEN, slot=slot, num_elements=SIZE)
 
     def close(self) -> None:
         for process in self.processes:
@@ -141,6 +160,7 @@ class Run:
     pair: Pair
     answers: list[Answer] = field(default_factory=list)
     number: int = 0
+    limit: float = 0.0
     error: BaseException | None = None
 
     def __post_init__(self) -> None:
@@ -154,6 +174,8 @@ class Run:
         last = [0] * NUM_SLOTS
         try:
             while not self.ended.is_set():
+                with self.changed:
+                    self.changed.wait_for(lambda: self.number < self.limit or self.ended.is_set(), 60)
                 self._step(sequences(self.number, last))
                 with self.changed:
                     self.number += 1
@@ -188,6 +210,12 @@ class Run:
     def _answer(self, slot: int, sequence: int) -> Answer:
         return self.links[slot].answer(sequence, deadline_seconds=30)
 
+    def go(self, steps: float = math.inf) -> None:
+        """Let it push so many more steps."""
+        with self.changed:
+            self.limit = self.number + steps
+            self.changed.notify_all()
+
     def wait(self, number: int) -> None:
         """Until that many steps are answered."""
         with self.changed:
@@ -195,8 +223,16 @@ class Run:
         if self.error is not None:
             raise self.error
 
+    def moves(self, *, seconds: float) -> bool:
+        """Whether a step is answered within that time."""
+        with self.changed:
+            number = self.number
+            return self.changed.wait_for(lambda: self.error or self.number > number, seconds) is True
+
     def end(self) -> None:
-        self.ended.set()
+        with self.changed:
+            self.ended.set()
+            self.changed.notify_all()
         self.thread.join(40)
         self.threads.shutdown()
         for link in self.links:
@@ -246,6 +282,7 @@ def offer(
 
 def kill(pair: Pair, run: Run, place: str, random: np.random.Generator) -> float:
     """Let the primary die there, or at any time; returns the seconds until a push was acknowledged again."""
+    run.go()
     run.wait(run.number + int(random.integers(2, 7)))
     if place == "any":
         threading.Event().wait(float(random.uniform(0, 0.01)))
@@ -256,7 +293,19 @@ def kill(pair: Pair, run: Run, place: str, random: np.random.Generator) -> float
     died, number = time.monotonic(), run.number
     pair.promote()
     run.wait(number + 1)
-    return time.monotonic() - died
+    seconds = time.monotonic() - died
+    run.go(len(STEPS))  # while the next backup comes
+    return seconds
+
+
+def compare(pair: Pair, run: Run, servers: tuple[Told, ...]) -> None:
+    """Every answer, and all that the servers hold, against the undisturbed run."""
+    assert run.error is None
+    answers, left = undisturbed(pair.case, run.number)
+    assert run.answers == answers
+    for server in servers:
+        server.tell(do="report")
+        assert server.hear("digest") == left
 
 
 @pytest.mark.parametrize(
@@ -265,6 +314,7 @@ def kill(pair: Pair, run: Run, place: str, random: np.random.Generator) -> float
         ("sgd", (*PLACES, "any", "any")),
         ("compensated", ("before", "chunk", "repeated")),
         ("adam", ("any", "any")),
+        ("fused", ("repeated",)),
     ],
 )
 def test_killed_primaries_leave_the_bits_of_an_undisturbed_run(case: str, places: tuple[str, ...]) -> None:
@@ -273,17 +323,200 @@ def test_killed_primaries_leave_the_bits_of_an_undisturbed_run(case: str, places
     with pair_of(case) as pair:
         run, seconds = Run(pair), []
         try:
-            for place in places:
+            for number, place in enumerate(places, 1):
+                if number < len(places):  # the last one is followed by nobody
+                    pair.prepare()
                 seconds.append(kill(pair, run, place, random))
-                pair.fill()
+                if number < len(places):
+                    pair.fill()
+            run.wait(len(STEPS))
         finally:
             run.end()
-        assert run.error is None
-        expected = undisturbed(case, run.number)
+        compare(pair, run, (pair.primary,))
+    assert {answer.verdict for answer in run.answers} == {APPLIED, REFUSED, DROPPED}
+    assert max(seconds) < RECOVERY_SECONDS, seconds
+    print(case, run.number, [round(value, 3) for value in seconds])
+
+
+def test_a_primary_without_its_backup_answers_nothing_until_told_to_go_on_alone() -> None:
+    with pair_of("sgd") as pair:
+        run = Run(pair)
+        try:
+            run.go()
+            run.wait(8)
+            pair.backup.process.kill()
+            assert "backup" in pair.primary.hear("halted")
+            number = run.number
+            assert not run.moves(seconds=0.3)
+            with pair.lock:
+                pair.primary.tell(do="alone")
+                if pair.order is not None:  # it may have been lost with the halt
+                    pair.primary.tell(**pair.order)
+            pair.primary.hear("alone")
+            run.wait(number + 6)
+        finally:
+            run.end()
+        compare(pair, run, (pair.primary,))
+
+
+def test_a_primary_that_lives_on_behind_its_promoted_backup_answers_nothing() -> None:
+    with pair_of("sgd") as pair:
+        run, old = Run(pair), pair.primary
+        try:
+            run.go()
+            run.wait(8)
+            with pair.lock:
+                pair.primary = pair.backup
+                pair.primary.tell(do="promote")
+                if pair.order is not None:
+                    pair.primary.tell(**pair.order)
+            pair.primary.hear("serving")
+            run.wait(run.number + 6)
+            assert old.hear("halted")
+        finally:
+            run.end()
+        compare(pair, run, (pair.primary,))
+
+
+def test_workers_at_once_lose_and_double_nothing() -> None:
+    """Plain SGD over whole numbers: the order of two workers that do not wait for each other does not matter."""
+    answered, errors, ended = [0, 0], [], threading.Event()
+
+    @functools.cache
+    def whole(slot: int, turn: int) -> NDArray[np.float32]:
+        random = np.random.default_rng([slot, turn])
+        return random.integers(-8, 9, SIZE).astype(np.float32)
+
+    def work(slot: int, link: TcpLink) -> None:
+        try:
+            while not ended.is_set():
+                sequence = answered[slot] + 1
+                link.gradients[:] = whole(slot, sequence % 8)
+                link.offer(Offer(sequence=sequence, start=0, stop=SIZE, lr=1.0))
+                assert link.answer(sequence, deadline_seconds=30).verdict == APPLIED
+                answered[slot] = sequence
+        except BaseException as error:
+            errors.append(error)
+
+    with pair_of("plain") as pair:
+        links = [pair.link(slot) for slot in range(NUM_SLOTS)]
+        threads = [threading.Thread(target=work, args=(slot, link)) for slot, link in enumerate(links)]
+        for thread in threads:
+            thread.start()
+        try:
+            random = np.random.default_rng(3)
+            for _ in range(2):
+                pair.prepare()
+                goal, deadline = sum(answered) + 10, time.monotonic() + 30
+                while sum(answered) < goal and not errors and time.monotonic() < deadline:
+                    threading.Event().wait(float(random.uniform(0.001, 0.01)))
+                pair.primary.kill()
+                pair.promote()
+                pair.primary.hear("serving")
+                pair.fill()
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join(40)
+            for link in links:
+                link.close()
+        assert not errors
+        memory = new_memory("plain")
+        begin(memory)
+        for slot, count in enumerate(answered):
+            for sequence in range(1, count + 1):
+                memory.parameters[:] -= whole(slot, sequence % 8)
+        found = contents(memory)["digest"]
+        memory.close()
         for server in (pair.primary, pair.backup):
             server.tell(do="report")
-            assert server.hear("digest") == expected[1]
-    assert run.answers == expected[0]
-    assert {answer.verdict for answer in run.answers} >= {APPLIED, REFUSED}
-    assert max(seconds) < RECOVERY_SECONDS, seconds
-    print(case, "steps", run.number, "recovery", [round(value, 3) for value in seconds])
+            report = server.hear("digest")
+            assert (report["digest"], report["version"]) == (found, sum(answered))
+
+
+class Recorder:
+    """Stands for a backup; what it finds in the memory when told, and whether it is there at all."""
+
+    def __init__(self, memory: ShardMemory) -> None:
+        self.memory, self.told, self.there = memory, [], True  # type: ignore[var-annotated]
+
+    def before_answer(self, update: Update) -> None:
+        slots = [push.slot for push in update.pushes]
+        answered = self.memory.slots[slots, Slot.ANSWERED].tolist()
+        self._tell("update", answered, int(self.memory.header[Header.VERSION]), self.memory.chunks.tolist())
+
+    def before_ending(self, slot: int, sequence: int, verdict: int) -> None:
+        self._tell("ending", int(self.memory.slots[slot, Slot.ANSWERED]), sequence, verdict)
+
+    def _tell(self, *what: Any) -> None:
+        self.told.append(what)
+        if not self.there:
+            raise Fault("no backup")
+
+
+def test_a_shard_tells_of_everything_before_it_answers() -> None:
+    memory = new_memory("plain")
+    shard, recorder = new_shard("plain", memory), Recorder(memory)
+    shard.replication = recorder
+    offer(memory, 0, 0, 1, False, grouped=False)
+    shard.apply(0)
+    offer(memory, 3, 0, 2, False, grouped=False)
+    assert shard.apply(0).verdict == REFUSED
+    offer(memory, 4, 1, 1, True, grouped=True)
+    for _ in range(2):
+        assert shard.drop(1, 1).verdict == DROPPED
+    assert recorder.told == [
+        ("update", [0], 0, [2] * memory.shape.num_chunks),
+        ("ending", 1, 2, REFUSED),
+        ("ending", 0, 1, DROPPED),
+    ]
+    memory.close()
+
+
+def test_what_cannot_be_told_is_not_answered_and_finished_once() -> None:
+    memory, calm = new_memory("sgd"), new_memory("sgd")
+    shard, recorder = new_shard("sgd", memory), Recorder(memory)
+    shard.replication, recorder.there = recorder, False
+    for found in (memory, calm):
+        offer(found, 1, 1, 1, True, grouped=False)
+    with pytest.raises(Fault, match="no backup"):
+        shard.apply(1)
+    assert int(memory.slots[1, Slot.ANSWERED]) == 0
+    with pytest.raises(Fault, match="another update"):
+        shard.repeat(Update(pushes=(), start=0, stop=SIZE, lr=1.0, version=0))
+    with pytest.raises(Fault, match="no backup"):
+        shard.recover()
+    shard.replication = None
+    shard.recover()
+    new_shard("sgd", calm).apply(1)
+    assert contents(memory) == contents(calm)
+    memory.close()
+    calm.close()
+
+
+def test_a_server_does_only_what_its_role_allows() -> None:
+    memory, bell = new_memory("plain"), Bell.create()
+    server = PairServer(
+        new_shard("plain", memory),
+        bell=bell,
+        worker_bells=[bell] * NUM_SLOTS,
+        job=JOB,
+        token=TOKEN,
+        deadline_seconds=0.2,
+    )
+    for step in (server.promote, server.go_on_alone, lambda: server.drop(0, 1)):
+        with pytest.raises(Fault, match="is idle"):
+            step()
+    server.follow()
+    with pytest.raises(Fault, match="whole shard"):
+        server.promote()
+    with pytest.raises(Fault, match="is following, not idle"):
+        server.lead()
+    server.close()
+    server.lead()
+    with pytest.raises(Fault, match=r"does not answer|no parameter server"):
+        server.replicate(("127.0.0.1", 1))
+    assert server.role == "serving"
+    server.close()
+    bell.close()
+    memory.close()

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb, Optimizer
+from leptonai.training.parameter_server.compiled_kernels import CompiledKernels
 from leptonai.training.parameter_server.kernels import Kernels, initialise_states, num_states
 from leptonai.training.parameter_server.memory import PUSH, Header, ShardMemory, ShardShape, Slot
 from leptonai.training.parameter_server.numpy_kernels import NumpyKernels
@@ -42,6 +43,9 @@ CASES: dict[str, tuple[Optimizer, str]] = {
     "adagrad": (Adagrad(), "numpy"),
     "sgd-torch": (SGD(lr=1.0, momentum=0.9), "torch"),
     "adamw-torch": (AdamW(), "torch"),
+    "sgd-compiled": (SGD(lr=1.0, momentum=0.9), "compiled"),
+    "adamw-compiled": (AdamW(), "compiled"),
+    "adagrad-compiled": (Adagrad(), "compiled"),
     "lamb": (Lamb(), "lamb"),
 }
 
@@ -126,7 +130,8 @@ def undisturbed(case: str) -> tuple[bytes, bytes, list[int]]:
     memory = new_memory(optimizer)
     kernels: Kernels | None = None
     if kind != "lamb":
-        kernels = NumpyKernels(optimizer) if kind == "numpy" else TorchKernels(optimizer)
+        kinds = {"numpy": NumpyKernels, "torch": TorchKernels, "compiled": CompiledKernels}
+        kernels = kinds[kind](optimizer)
     shard = Shard(memory, optimizer, kernels=kernels, ranges=RANGES)
     for number in range(PUSHES):
         shard.apply(offer(memory, number))

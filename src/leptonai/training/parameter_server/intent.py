@@ -8,7 +8,12 @@ process killed between any two of these stores leaves exactly one of three cases
 - it is valid: the chunk may be half changed, the journal's values are put back;
 - the chunk is done: it stays.
 
-Either way the update goes on from the first chunk not done, from gradients that stay where they are until
+Where a chunk changes block by block, the journal is two slots, used in turn: the old values of a block go to one,
+then a single store declares that one valid, then the block changes. Whenever the process is killed, the block
+that was declared last is put back from its slot, which is whole, the blocks before it are done, and those
+behind it have not changed; to do a block again that was done is no harm, for it was put back first.
+
+Either way the update goes on from what was put back, from gradients that stay where they are until
 answered. A number that is odd stays odd until its chunk is done: were it set back, a reader could take the
 halves of two versions for one.
 """
@@ -18,10 +23,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from leptonai.core.errors import Fault, InputError
+from leptonai.training.parameter_server.kernels import BlockJournal
 from leptonai.training.parameter_server.memory import Header, ShardMemory, Slot
 
 MEMBER_WORDS = 4
+BLOCK_ELEMENTS = 1 << 11  # with its states, gradient and old values it fits a core's own cache
+# INTENT_JOURNALLED: below this bit 1 + chunk; from it on 1 + block of the chunk, or 0: the chunk as a whole.
+BLOCK_SHIFT = 32
 # The push being refused, so that it is counted once: 1 + its slot (0: none), its sequence number, the new count.
 REFUSING, REFUSING_SEQUENCE, REFUSING_COUNT = 26, 27, 28
 
@@ -69,6 +81,10 @@ class UpdateLog:
         self.slots = memory.slots.reshape(-1).data
         self.chunks = memory.chunks.data
         self._journalled = memory.shape.journalled
+        self.block_elements = min(BLOCK_ELEMENTS, memory.shape.chunk_elements // 32 * 16)
+        """Of a block that is journalled by itself; 0: there is no journal, or no room in it for two."""
+        if not self._journalled:
+            self.block_elements = 0
 
     def begin(self, update: Update) -> None:
         """Write down what is going to be done; from the last store on it will be.
@@ -115,13 +131,60 @@ class UpdateLog:
     def open_chunk(self, chunk: int, start: int, stop: int) -> None:
         """From now on elements ``start`` to ``stop`` of the chunk may change."""
         memory = self._memory
-        if not self.chunks[chunk] % 2:
-            self.chunks[chunk] += 1
+        self._make_odd(chunk)
         if self._journalled:
             memory.journal[0, : stop - start] = memory.parameters[start:stop]
             if len(memory.states):
                 memory.journal[1:, : stop - start] = memory.states[:, start:stop]
             self.header[Header.INTENT_JOURNALLED] = chunk + 1
+
+    def open_blocks(self, chunk: int, start: int) -> BlockJournal:
+        """From now on the chunk may change from element ``start`` on, each block once it is in the journal."""
+        memory = self._memory
+        self._make_odd(chunk)
+        word = Header.INTENT_JOURNALLED
+        return BlockJournal(
+            slots=memory.journal.reshape(-1), marker=memory.header[word : word + 1], tag=chunk + 1,
+            first=start - chunk * memory.shape.chunk_elements, block_elements=self.block_elements,
+        )  # fmt: skip
+
+    def open_block(self, chunk: int, start: int, stop: int) -> None:
+        """The same for one block, or what is concerned of it: its old values go to the journal here."""
+        memory = self._memory
+        self._make_odd(chunk)
+        block = (start - chunk * memory.shape.chunk_elements) // self.block_elements
+        slot = self._slot(block)[:, : stop - start]
+        slot[0] = memory.parameters[start:stop]
+        slot[1:] = memory.states[:, start:stop]
+        self.header[Header.INTENT_JOURNALLED] = (block + 1 << BLOCK_SHIFT) + chunk + 1
+
+    def block_under_way(self, chunk: int, first: int) -> tuple[int, int] | None:
+        """First and one-past-last element of the block of this chunk that was declared last.
+
+        Args:
+            chunk: its number.
+            first: where the update begins.
+
+        Returns:
+            None: no block of this chunk. The last block may go on behind the end of the update.
+        """
+        journalled = self.header[Header.INTENT_JOURNALLED]
+        block = (journalled >> BLOCK_SHIFT) - 1
+        if block < 0 or journalled & ((1 << BLOCK_SHIFT) - 1) != chunk + 1:
+            return None
+        low, high = self._memory.chunk_range(chunk)
+        start = low + block * self.block_elements
+        return max(start, first), min(start + self.block_elements, high)
+
+    def _slot(self, block: int) -> NDArray[np.float32]:
+        rows, journal = 1 + len(self._memory.states), self._memory.journal.reshape(-1)
+        size = rows * self.block_elements
+        at = block % 2 * size
+        return journal[at : at + size].reshape(rows, self.block_elements)
+
+    def _make_odd(self, chunk: int) -> None:
+        if not self.chunks[chunk] % 2:
+            self.chunks[chunk] += 1
 
     def close_chunk(self, chunk: int) -> None:
         """All of the chunk has changed."""
@@ -146,6 +209,12 @@ class UpdateLog:
                 "the shard is lost: its server died within an update, and there is no journal",
                 hint='start from a checkpoint; durability="journal" survives this',
             )
+        block = self.block_under_way(chunk, begin)
+        if block is not None:
+            start, stop = block[0], min(block[1], end)
+            slot = self._slot((start - low) // self.block_elements)[:, : stop - start]
+            memory.parameters[start:stop], memory.states[:, start:stop] = slot[0], slot[1:]
+            return  # the block stays declared: it says where to go on
         if self.header[Header.INTENT_JOURNALLED] == chunk + 1:
             memory.parameters[start:stop] = memory.journal[0, : stop - start]
             memory.states[:, start:stop] = memory.journal[1:, : stop - start]

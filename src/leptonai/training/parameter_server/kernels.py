@@ -7,7 +7,8 @@ multiples of 16 elements: chunks are updated, and after a crash redone, one by o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, assert_never
+from dataclasses import dataclass
+from typing import Protocol, assert_never, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,43 @@ class Kernels(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class BlockJournal:
+    """Where old values go while a chunk changes block by block, and where it is noted.
+
+    Args:
+        slots: two of (1 + states, block_elements) each, flat; block number i of the chunk goes to slot ``i % 2``.
+        marker: one 64-bit word; ``tag + ((i + 1) << 32)`` once block i is in its slot whole, and not before.
+        tag: below 2**32.
+        first: where in its chunk the range begins.
+        block_elements: a multiple of 16.
+    """
+
+    slots: NDArray[np.float32]
+    marker: NDArray[np.uint64]
+    tag: int
+    first: int
+    block_elements: int
+
+
+@runtime_checkable
+class JournallingKernels(Kernels, Protocol):
+    """Kernels that copy old values aside themselves, in the same pass."""
+
+    def update_journalled(
+        self,
+        parameters: NDArray[np.float32],
+        gradient: NDArray[np.float32],
+        states: NDArray[np.float32],
+        *,
+        lr: float,
+        step: int,
+        journal: BlockJournal | None,
+    ) -> None:
+        """As ``update``; before a block changes it is in ``journal``."""
+        ...
+
+
 def state_names(optimizer: Optimizer) -> tuple[str, ...]:
     """What the rows of the states are, for checkpoints.
 
@@ -75,14 +113,21 @@ def initialise_states(optimizer: Optimizer, states: NDArray[np.float32]) -> None
 
 
 def choose_kernels(optimizer: Optimizer) -> Kernels:
-    """PyTorch's fused kernels where they are there and agree with plain formulas, else blocked NumPy.
+    """The compiled kernels, else PyTorch's fused ones, where they agree with plain formulas; else blocked NumPy.
 
-    The fused ones are private to PyTorch, so each process asks them for one step first.
+    Either may be missing or wrong (a compiler is needed; PyTorch's are private), so each process asks first.
     """
+    from leptonai.training.parameter_server.compiled_kernels import CompiledKernels
     from leptonai.training.parameter_server.numpy_kernels import NumpyKernels
 
     assert not isinstance(optimizer, Lamb), "LAMB needs whole tensors: see lamb.py"
     plain = NumpyKernels(optimizer)
+    try:
+        compiled = CompiledKernels(optimizer)
+        if agree(compiled, plain, num_states(optimizer)):
+            return compiled
+    except RuntimeError:  # not there
+        pass
     try:
         from leptonai.training.parameter_server.torch_kernels import TorchKernels
 

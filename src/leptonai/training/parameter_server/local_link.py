@@ -9,8 +9,17 @@ from numpy.typing import NDArray
 
 from leptonai.core.errors import Fault
 from leptonai.training.parameter_server.bell import Bell, wait_until
+from leptonai.training.parameter_server.compiled_kernels import copy_checked as compiled_copy
 from leptonai.training.parameter_server.link import Answer, Offer
-from leptonai.training.parameter_server.memory import GROUPED, PUSH, VOUCHED, Header, ShardMemory, Slot
+from leptonai.training.parameter_server.memory import (
+    DROPPED,
+    GROUPED,
+    PUSH,
+    VOUCHED,
+    Header,
+    ShardMemory,
+    Slot,
+)
 
 # A chunk is changed in well under a millisecond; one that stays odd this long belongs to a server that died.
 TRIES_PER_CHUNK = 10_000
@@ -99,6 +108,9 @@ class LocalLink:
     def prepare(self, offer: Offer) -> None:
         """Write all of a push but the word that offers it."""
         words, memory = self._words, self.memory
+        if words[Slot.OFFERED] > words[Slot.ANSWERED] and words[Slot.FLAGS] & GROUPED:
+            # Dropped, or a dead worker's: without its flag it would be taken for one that waits for no group.
+            words[Slot.VERDICT], words[Slot.ANSWERED] = DROPPED, words[Slot.OFFERED]
         words[Slot.OP] = PUSH
         words[Slot.FLAGS] = GROUPED * offer.grouped | VOUCHED * offer.vouched
         words[Slot.START], words[Slot.STOP] = offer.start, offer.stop
@@ -157,6 +169,9 @@ def finish_offers(memories: list[ShardMemory], slot: int, sequence: int) -> bool
 
 def copy_checked(source: NDArray[np.float32], target: NDArray[np.float32]) -> bool:
     """Copy and look, block by block while it is in the cache, whether all numbers are finite."""
+    done = compiled_copy(source, target)
+    if done is not None:
+        return done
     finite = True
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(source), CHECK_ELEMENTS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,13 @@ class LocalWorker:
         )
         learner.bind(self._tensors, client.new_arrays()[1])
 
-    def compute(self, deal: Compute, steps: Iterable[tuple[Batch, float, int]]) -> Pushed:
+    def compute(
+        self,
+        deal: Compute,
+        steps: Iterable[tuple[Batch, float, int]],
+        *,
+        before_push: Callable[[], None] = lambda: None,
+    ) -> Pushed:
         """Take the deal's steps, then push."""
         restart = isinstance(self._mode, LocalSgd | Diloco | AsyncDiloco)
         if restart or not self._started:
@@ -65,6 +71,7 @@ class LocalWorker:
             examples += len(batch[0])
             if isinstance(self._mode, StreamingDiloco) and number == self._mode.overlap:
                 self._mix_in()
+        before_push()
         self._client.scatter(self._tensors, self._own)
         if not all(math.isfinite(float(own.sum())) or bool(np.isfinite(own).all()) for own in self._own):
             self._started = False  # begin again from the servers' weights

@@ -27,6 +27,7 @@ import psutil
 from numpy.typing import NDArray
 
 from leptonai.core.errors import Fault, InputError
+from leptonai.core.units import format_bytes
 
 MAGIC = 0x4C45_5054_4F4E_5331  # "LEPTONS1"
 PAGE_BYTES = 4096
@@ -292,7 +293,7 @@ def _available_bytes() -> int:
 
 def _too_small(size_bytes: int, available_bytes: int) -> MemoryTooSmall:
     return MemoryTooSmall(
-        f"a shard needs {size_bytes / 1e6:,.0f} MB of shared memory, {available_bytes / 1e6:,.0f} MB are free",
+        f"a shard needs {format_bytes(size_bytes)} of shared memory, {format_bytes(available_bytes)} are free",
         hint="free memory, use fewer workers, or ParameterServer(tcp_fallback=True)",
     )
 

@@ -85,7 +85,7 @@ def _adam(
     moments(gradient, states, optimizer.betas, one)
     first, second = states
     np.sqrt(second, out=one)
-    np.divide(one, np.float32(math.sqrt(1.0 - optimizer.betas[1] ** step)), out=one)
+    np.multiply(one, np.float32(1.0 / math.sqrt(1.0 - optimizer.betas[1] ** step)), out=one)
     np.add(one, np.float32(optimizer.eps), out=one)
     np.divide(first, one, out=two)
     np.multiply(two, np.float32(lr / (1.0 - optimizer.betas[0] ** step)), out=two)

@@ -26,6 +26,7 @@ from leptonai.training.parameter_server.tcp_server import TcpService
 
 Role = Literal["idle", "following", "serving", "halted"]
 
+_CHECK_SECONDS = 0.1
 # An outgoing connection of this machine may hold the port for a moment when it is bound again.
 _BIND_SECONDS, _BIND_AGAIN_SECONDS = 5.0, 0.02
 
@@ -61,6 +62,7 @@ class PairServer:
         self._backup: Backup | None = None
         self._service: TcpService | None = None
         self._replicator: Replicator | None = None
+        self._check_at = 0.0
         self.role: Role = "idle"
         self.address = bind
 
@@ -132,6 +134,10 @@ class PairServer:
         with contextlib.suppress(BackupLost), self._halting():
             for slot in pending:
                 self._shard.apply(slot)
+            now = time.monotonic()
+            if self._replicator is not None and not pending and now > self._check_at:
+                self._check_at = now + _CHECK_SECONDS
+                self._replicator.check()
         return bool(pending)
 
     def ready(self, members: Sequence[tuple[int, int, float]]) -> bool:

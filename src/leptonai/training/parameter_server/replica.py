@@ -133,6 +133,18 @@ class Replicator:
 
         self._insist(tell)
 
+    def check(self) -> None:
+        """See, between updates, whether the backup is still there; a broken connection is made anew.
+
+        A primary that has nothing to tell would not notice otherwise, and keep workers that wait for a group.
+
+        Raises:
+            BackupLost: it is not.
+        """
+        if not self._session.is_open or self._session.streams[0].has_ended():
+            self._session.drop()
+            self._insist(lambda stream: None)
+
     def close(self) -> None:
         """Leave the backup as it is."""
         self._session.close()
@@ -141,7 +153,7 @@ class Replicator:
         try:
             self._persist(tell)
         except LeptonError as error:  # Refused too: a backup that was promoted has no place for a primary
-            raise BackupLost(error.message, hint=error.hint) from error
+            raise BackupLost(f"the shard's backup is lost: {error.message}", hint=error.hint) from error
 
     def _persist(self, tell: Callable[[Stream], None]) -> None:
         deadline = time.monotonic() + self._deadline_seconds

@@ -37,6 +37,18 @@ class Launcher(Protocol):
     def receive(self) -> Mapping[str, Any]: ...
 
 
+class Strikes(Protocol):
+    """What may go wrong in this process on purpose."""
+
+    def step_begins(self) -> None:
+        """A deal was taken."""
+        ...
+
+    def at_step(self, step: int) -> None:
+        """As many deals are done: be slow, or die."""
+        ...
+
+
 class ServedLoop:
     """One worker's part in a served run.
 
@@ -48,7 +60,7 @@ class ServedLoop:
         tables: the model's, if it has any.
         witness: the client's, in a run that is recorded.
         hogwild: step in the shared weights oneself; the client's parameters are views of them.
-        before_deal: called with the worker's clock before each deal (faults are injected there).
+        strikes: injected faults, asked between what a deal reads and what it pushes.
     """
 
     def __init__(
@@ -68,14 +80,14 @@ class ServedLoop:
         tables: TableSession | None = None,
         witness: Witness | None = None,
         hogwild: bool = False,
-        before_deal: Callable[[int], None] = lambda clock: None,
+        strikes: Strikes | None = None,
     ) -> None:
         self._job, self._data, self._learner, self._client = job, data, learner, client
         self._launcher, self._rank, self._rate = launcher, rank, base_learning_rate
         self._num_workers = num_workers
         self._note, self._save, self._rebind = note, save, rebind
         self._tables = tables or TableSession([], [])
-        self._witness, self._hogwild, self._before_deal = witness, hogwild, before_deal
+        self._witness, self._hogwild, self._strikes = witness, hogwild, strikes
         self._order = Order(
             seed=job.seed,
             num_examples=len(data.train),
@@ -109,7 +121,8 @@ class ServedLoop:
     # -- computing ----------------------------------------------------------------------------------
 
     def _compute(self, deal: Compute) -> None:
-        self._before_deal(deal.clock)
+        if self._strikes is not None:
+            self._strikes.step_begins()
         if self._witness is not None:
             self._witness.begin()
         if deal.mode != self._mode:
@@ -123,7 +136,7 @@ class ServedLoop:
             )
         self._note(deal.clock, "computing")
         if self._local is not None:
-            pushed = self._local.compute(deal, self._steps(deal))
+            pushed = self._local.compute(deal, self._steps(deal), before_push=lambda: self._strike(deal))
         else:
             pushed = self._gradient(deal)
         self._note(deal.clock + 1, "exchanging")
@@ -139,6 +152,10 @@ class ServedLoop:
         else:
             self._await_applied(deal, report)
 
+    def _strike(self, deal: Compute) -> None:
+        if self._strikes is not None:
+            self._strikes.at_step(deal.clock)
+
     def _gradient(self, deal: Compute) -> Pushed:
         (piece,) = deal.pieces
         self._client.pull()
@@ -152,6 +169,7 @@ class ServedLoop:
             raise
         except Fault:  # the loss is not finite: refused here, computed once more elsewhere
             return Pushed(loss=0.0, examples=piece.num_examples, finite=False)
+        self._strike(deal)
         factor = self._job.schedule(piece.step, self._total)
         self._tables.collect()
         if self._job.clip_norm is not None:

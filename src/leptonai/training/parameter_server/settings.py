@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +83,15 @@ class ParameterServer:
     def mode(self) -> Consistency:
         """The consistency setting as a value."""
         return parse_consistency(self.consistency) if isinstance(self.consistency, str) else self.consistency
+
+    @property
+    def identity(self) -> str:
+        """What of these settings alters results, as text: not how many servers there are, or how they are reached."""
+        same = dataclasses.replace(
+            self, consistency=self.mode, servers=None, durability="none", reads="auto", record=False,
+            transport="auto", tcp_fallback=False,
+        )  # fmt: skip
+        return repr(same)
 
     def _check_together(self) -> None:
         mode = self.mode

@@ -40,6 +40,7 @@ from leptonai.training.parameter_server.memory import (
     ShardMemory,
     Slot,
 )
+from leptonai.training.parameter_server.stepping import step_chunk
 
 Floats = NDArray[np.float32]
 Decode = Callable[[int, memoryview, Floats], None]
@@ -277,18 +278,14 @@ class Shard:
             source = self._source(update, gradients)
             step = update.version + 1
             for chunk in range(log.next_chunk, -(-update.stop // size)):
-                start, stop = max(chunk * size, update.start), min(chunk * size + size, update.stop)
-                log.open_chunk(chunk, start, stop)
+                span = max(chunk * size, update.start), min(chunk * size + size, update.stop)
                 if self._kernels:
-                    self._kernels.update(
-                        memory.parameters[start:stop], source(start, stop), memory.states[:, start:stop],
-                        lr=update.lr, step=step,
-                    )  # fmt: skip
+                    step_chunk(log, memory, self._kernels, source, chunk, span, lr=update.lr, step=step)
                 elif self._lamb:
+                    log.open_chunk(chunk, *span)
                     self._lamb.update(
-                        chunk, start, stop, source,
-                        whole=(update.start, update.stop), lr=update.lr, step=step,
-                    )  # fmt: skip
+                        chunk, *span, source, whole=(update.start, update.stop), lr=update.lr, step=step
+                    )
                 log.close_chunk(chunk)
         staleness = tuple(self._staleness(push, update.version) for push in update.pushes)
         if self.replication is not None:

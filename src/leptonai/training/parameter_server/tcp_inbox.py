@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from leptonai.training.parameter_server import frames
 from leptonai.training.parameter_server.frames import FRAME_BYTES, Frame, Malformed, push_extent, push_place
-from leptonai.training.parameter_server.memory import GROUPED, PUSH, ShardMemory, Slot
+from leptonai.training.parameter_server.memory import DROPPED, GROUPED, PUSH, ShardMemory, Slot
 from leptonai.training.parameter_server.tcp_handshake import NotAdmitted
 from leptonai.training.parameter_server.tcp_stream import Broken, Stream, as_bytes
 
@@ -154,6 +154,11 @@ class Inbox:
         """The gradient memory is the apply loop's until the push in it is answered."""
         deadline = time.monotonic() + self._patience_seconds
         while self.offered < sequence and self.answered < self.offered:
+            if int(self._words[Slot.FLAGS]) & GROUPED:
+                # It came too late for its group, or whoever offered it died: nobody will name it any more, since
+                # a worker has its next deal only when its last grouped push was decided.
+                self._words[Slot.VERDICT], self._words[Slot.ANSWERED] = DROPPED, self.offered
+                return
             if time.monotonic() > deadline:
                 raise Broken("the push before is not answered")
             time.sleep(_LOOK_SECONDS)

@@ -160,6 +160,12 @@ class Stream:
         poll.register(self._socket, select.POLLRDHUP)
         return any(fd == self._socket.fileno() for fd, _ in poll.poll(seconds * 1000))
 
+    def has_ended(self) -> bool:
+        """Whether the other side is known to have gone; looks, and does not wait."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def abort(self) -> None:
         """End the connection from any thread; whoever uses it gets Broken."""
         # Not the TLS socket's own shutdown: it takes the encryption off first, and a thread that is receiving

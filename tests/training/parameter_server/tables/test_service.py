@@ -23,7 +23,7 @@ from leptonai.training.parameter_server.bell import Bell
 from leptonai.training.parameter_server.tables import wire
 from leptonai.training.parameter_server.tables.link import LocalTableLink, RemoteTableLink, TableLink
 from leptonai.training.parameter_server.tables.local import LocalTable
-from leptonai.training.parameter_server.tables.memory import TableMemory, TableShape
+from leptonai.training.parameter_server.tables.memory import Slot, TableMemory, TableShape
 from leptonai.training.parameter_server.tables.service import APPLIED, DROPPED, REFUSED, TableService
 from leptonai.training.parameter_server.tables.spec import (
     RowAdagrad,
@@ -74,13 +74,13 @@ class Threaded:
         ]
         return TableLink(self.table, links)
 
-    def remote(self, slot: int) -> TableLink:
+    def remote(self, slot: int, *, staged: bool = False) -> TableLink:
         def exchange(server: int) -> RemoteTableLink:
             def send(parts: wire.Buffers) -> memoryview:
                 message = memoryview(b"".join(parts))
                 return memoryview(b"".join(self.services[server].handle_request(slot, message)))
 
-            return RemoteTableLink(self.table, 0, send)
+            return RemoteTableLink(self.table, 0, send, staged=staged)
 
         return TableLink(self.table, [exchange(server) for server in range(len(self.services))])
 
@@ -303,3 +303,26 @@ def test_random_kills_neither_lose_nor_double_a_push(hashed: bool) -> None:
 
 def link_is_behind(memory: TableMemory) -> bool:
     return int(memory.slots[0, 32]) < int(memory.slots[0, 8])
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_prepared_is_offered_by_whoever_finds_it(remote: bool) -> None:
+    with threaded(table()) as servers:
+        link = servers.remote(0, staged=True) if remote else servers.link(0)
+        link.prepare([1], np.ones((1, 4), np.float32), sequence=1)
+        assert link.pull([1])[0, 0] == 0.0
+        servers.memories[0].slots[0, Slot.OFFERED] = 1  # as the launcher does for a worker that died
+        assert link.answer(1, deadline_seconds=5)[0].verdict == APPLIED
+        assert link.pull([1])[0, 0] == -1.0
+        link.submit(1)  # too late, and harmless
+        assert link.pull([1])[0, 0] == -1.0
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_grouped_push_that_nobody_named_holds_up_no_later_one(remote: bool) -> None:
+    with threaded(table()) as servers:
+        link = servers.remote(0, staged=True) if remote else servers.link(0)
+        link.push([1], np.ones((1, 4), np.float32), sequence=1, grouped=True)
+        link.push([2], np.ones((1, 4), np.float32), sequence=2)
+        assert link.answer(2, deadline_seconds=5)[0].verdict == APPLIED
+        assert link.pull([1, 2])[:, 0].tolist() == [0.0, -1.0]
