@@ -24,6 +24,7 @@ def events() -> st.SearchStrategy[Event]:
         "int": st.integers(),
         # Surrogates too: a traceback may hold undecodable bytes. And the words that stand for numbers.
         "str": st.text() | st.sampled_from(["NaN", "Infinity", "-Infinity", "\udc80"]),
+        "Mapping[str, int]": st.dictionaries(st.text(), st.integers()),
         "Mapping[str, float]": st.dictionaries(st.text(), NUMBERS),
     }
     return st.one_of(

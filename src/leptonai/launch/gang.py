@@ -198,7 +198,7 @@ class Gang:
         rank = self._roster.rank_of(member)
         if rank is None:
             self._recovery.newcomer_gone(member)
-        elif not self._ended and member.name not in self._failures and not self._failures:
+        elif not self._ended and member.name not in self._failures and self._counts():
             failure = self._recovery.known_reason(member) or silent_death(
                 rank, code, member.spec.log, step=self._step_of(rank),
                 at_monotonic=self._clock.monotonic_seconds(),
@@ -207,6 +207,10 @@ class Gang:
                 self._fail(member, failure)
             else:
                 self._recovery.lose(member, failure)
+
+    def _counts(self) -> bool:
+        """Whether a death says something: where one ends the run it may be the cause of what others said before."""
+        return self._recovery.elastic is None or not self._failures
 
     def _signal(self, role: Role, index: int, number: signal.Signals) -> None:
         if index < len(self._roster.group):

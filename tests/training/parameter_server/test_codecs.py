@@ -23,7 +23,6 @@ from leptonai.training.parameter_server.codecs.base import (
 )
 from leptonai.training.parameter_server.codecs.parse import (
     check_codec,
-    codec_names,
     mode_codec,
     parse_codec,
 )
@@ -426,7 +425,9 @@ def test_shapes_that_overlap_or_leave_the_array_are_input_errors() -> None:
         parse_codec("powersgd(rank=1)", shapes=((0, (10, 10)),)).encode(normal(99))
 
 
-@pytest.mark.parametrize("text", ["", *codec_names()])
+@pytest.mark.parametrize(
+    "text", ["", "fp16", "bf16", "int8", "int4", "e3m0", "onebit", "topk", "randomk", "powersgd"]
+)
 def test_which_mode_takes_which_codec(text: str) -> None:
     written = {"topk": "topk(0.1)", "randomk": "randomk(0.1)", "powersgd": "powersgd(rank=2)"}.get(text, text)
     plain = text in ("", "fp16", "bf16", "int8", "int4", "e3m0")

@@ -262,7 +262,9 @@ def test_without_a_compiler_the_others_are_chosen(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("no_library_yet")
-@pytest.mark.parametrize("script", ["exit 1", "exit 0", 'while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"'])
+@pytest.mark.parametrize(
+    "script", ["exit 1", "exit 0", 'while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"']
+)
 def test_a_compiler_that_fails_is_no_compiler(
     script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

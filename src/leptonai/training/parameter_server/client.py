@@ -70,11 +70,6 @@ class Client:
         """Over all links."""
         return sum(link.bytes_received for link in self._links)
 
-    @property
-    def read_versions(self) -> list[NDArray[np.uint64]]:
-        """Each shard's chunk versions at the last pull."""
-        return self._versions
-
     def parameters(self) -> list[NDArray[np.float32]]:
         """Flat parameters, one array a tensor; :meth:`pull` changes what is in them."""
         return self.views([link.parameters for link in self._links], self._split_parameters)

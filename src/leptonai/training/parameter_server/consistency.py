@@ -82,7 +82,8 @@ class StreamingDiloco:
     """DiLoCo that synchronises one of ``fragments`` parts of the weights at a time, while training goes on.
 
     Each fragment is synchronised every ``steps`` steps, the fragments evenly apart. What a fragment's
-    synchronisation brings is mixed in ``overlap`` steps later: ``mixing`` of the worker's own weights stays.
+    synchronisation brings is mixed in ``overlap`` steps later, at most ``steps / fragments``: ``mixing`` of the
+    worker's own weights stays. Pushes are a fragment each; a pull brings all weights.
 
     Args:
         bits: 4 or 8: of each number on the wire; 0: float32.
@@ -107,10 +108,11 @@ class StreamingDiloco:
             raise InputError(f"streaming_diloco: expected bits to be 0, 4 or 8, found {self.bits}")
         if not 0.0 <= self.mixing < 1.0:
             raise InputError(f"streaming_diloco: expected 0 <= mixing < 1, found {self.mixing}")
-        if self.fragments > self.steps or self.overlap >= self.steps:
+        if self.fragments > self.steps or self.overlap > self.steps // self.fragments:
             raise InputError(
-                "streaming_diloco: expected fragments <= steps and overlap < steps, "
-                f"found {self.fragments} fragments, overlap {self.overlap}, {self.steps} steps"
+                "streaming_diloco: expected fragments <= steps and overlap <= steps / fragments, "
+                f"found {self.fragments} fragments, overlap {self.overlap}, {self.steps} steps",
+                hint="one fragment is under way at a time",
             )
 
 

@@ -40,12 +40,10 @@ class ShardLayout:
 
     Args:
         lengths: elements of each shard, multiples of 16, > 0; what no segment covers is zero and stays so.
-        sizes: elements of each tensor.
         segments: ordered by tensor and place in it; an empty tensor has none.
     """
 
     lengths: tuple[int, ...]
-    sizes: tuple[int, ...]
     segments: tuple[Segment, ...]
 
     @property
@@ -128,7 +126,6 @@ def lay_out(tensors: Sequence[TensorSpec], num_shards: int) -> ShardLayout:
     ]
     return ShardLayout(
         lengths=tuple(max(load, ALIGNMENT) for load in loads),
-        sizes=sizes,
         segments=tuple(sorted(segments, key=lambda part: (part.tensor, part.tensor_start))),
     )
 

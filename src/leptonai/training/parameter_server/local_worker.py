@@ -65,6 +65,8 @@ class LocalWorker:
         restart = isinstance(self._mode, LocalSgd | Diloco | AsyncDiloco)
         if restart or not self._started:
             self._take_global()
+        if isinstance(self._mode, StreamingDiloco) and self._mode.overlap == 0:
+            self._mix_in()
         loss, examples = 0.0, 0
         for number, (batch, factor, seed) in enumerate(steps, start=1):
             loss += self._learner.local_step(batch, lr_factor=factor, seed=seed)

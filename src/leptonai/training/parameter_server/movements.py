@@ -24,12 +24,6 @@ def movement(anchor: NDArray[np.float32], local: NDArray[np.float32], out: NDArr
     np.subtract(anchor, local, out=out)
 
 
-def adopt(new: NDArray[np.float32], anchor: NDArray[np.float32], local: NDArray[np.float32]) -> None:
-    """Go on from the global weights ``new``: anchor and local weights become these."""
-    anchor[:] = new
-    local[:] = new
-
-
 def elastic_pull(
     centre: NDArray[np.float32], local: NDArray[np.float32], out: NDArray[np.float32], *, alpha: float
 ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +163,8 @@ class Shard:
                 stale = self._staleness(push, version)
                 if self._scaled_lr:
                     lr /= max(1, stale)
-                lr *= math.exp(-self._age_decay * stale)
+                if self._age_decay:
+                    push = replace(push, weight=weight * math.exp(-self._age_decay * stale))
                 update = Update(pushes=(push,), start=start, stop=stop, lr=lr, version=version)
                 log.begin(update)
                 self._run(update, [values])

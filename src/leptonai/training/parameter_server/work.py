@@ -127,11 +127,6 @@ def piece_to_json(piece: Piece) -> list[int]:
     return [piece.step, piece.start, piece.stop]
 
 
-def piece_from_json(values: list[int]) -> Piece:
-    """Inverse of :func:`piece_to_json`."""
-    return Piece(step=values[0], start=values[1], stop=values[2])
-
-
 def compute_to_json(deal: Compute) -> dict[str, Any]:
     """The deal as JSON-ready values."""
     values: dict[str, Any] = value_to_json(deal)

@@ -21,6 +21,7 @@ JOIN_TIMEOUT = datetime.timedelta(seconds=20)
 # The supervisor notices a lost worker long before; this only bounds the wait without one.
 TIMEOUT = datetime.timedelta(minutes=30)
 
+
 class TorchExchange:
     """The process group of one gang; satisfies :class:`leptonai.training.learner.Exchange`.
 

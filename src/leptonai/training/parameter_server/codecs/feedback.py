@@ -22,11 +22,18 @@ class ErrorFeedback:
         codec: not ``randomk(scaled=True)``, with which the residual grows without bound.
         num_elements: of every array encoded.
 
+    Raises:
+        InputError: it is.
+
     Source: Seide et al. 2014; Karimireddy et al. 2019.
     """
 
     def __init__(self, codec: Codec, num_elements: int) -> None:
-        check_feedback(codec)
+        if isinstance(codec, RandomK) and codec.scaled:
+            raise InputError(
+                f"codec {codec.name}: scaled values cannot be used with error feedback",
+                hint="leave scaled out",
+            )
         self.codec = codec
         self._residual = np.zeros(num_elements, np.float32)
         self._before = np.zeros(num_elements, np.float32)
@@ -85,10 +92,3 @@ class ErrorFeedback:
         restore_codec(self.codec, inner)
         self._residual[:] = residual
         self._can_reject = False
-
-
-def check_feedback(codec: Codec) -> None:
-    """Raise InputError for a codec with which what is left out would grow without bound."""
-    if isinstance(codec, RandomK) and codec.scaled:
-        raise InputError(f"codec {codec.name}: scaled values cannot be used with error feedback",
-                         hint="leave scaled out")  # fmt: skip

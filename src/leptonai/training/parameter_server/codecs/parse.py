@@ -47,15 +47,6 @@ class _Stage:
     arguments: dict[str, Any]
 
 
-def codec_names() -> tuple[str, ...]:
-    """All codecs, by the names :func:`parse_codec` reads.
-
-    >>> codec_names()
-    ('fp16', 'bf16', 'int8', 'int4', 'e3m0', 'onebit', 'topk', 'randomk', 'powersgd')
-    """
-    return tuple(_ARGUMENTS)
-
-
 def parse_codec(text: str, *, seed: int = 0, shapes: Shapes = ()) -> Codec:
     """The codec that ``text`` names; a chain ``"topk(0.01)+int8"`` encodes what the first keeps by the second.
 
