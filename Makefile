@@ -47,11 +47,13 @@ lint: $(VENV)/.dev  ## Lint, types and import contract only
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/.dev  ## Run the benchmarks (about an hour; peers install themselves)
+bench: $(VENV)/.dev  ## Run the benchmarks (an hour and a half; peers install themselves)
 	$(BIN)/python -m benchmarks.sync_training
 	$(BIN)/python -m benchmarks.time_to_accuracy
 	$(BIN)/python -m benchmarks.sdk_ten_epochs
 	$(BIN)/python -m benchmarks.parameter_server
+	$(BIN)/python -m benchmarks.consistency
+	$(BIN)/python -m benchmarks.faults
 
 docs: $(VENV)/.dev  ## Write the generated pages of docs/ anew
 	$(BIN)/python -m leptonai.compute.reference > docs/cluster-file.md

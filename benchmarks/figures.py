@@ -213,7 +213,8 @@ def figure_rows(line: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         value = "-" if judged["value"] is None else f"{judged['value']:.3f}"
         sign = "at least" if judged["better"] == "higher" else "at most"
         goal = "none" if judged["goal"] is None else f"{sign} {judged['goal']} {judged['unit']}"
-        rows.append((name, value, goal, "yes" if judged["met"] else "no"))
+        met = "-" if judged["goal"] is None else "yes" if judged["met"] else "no"
+        rows.append((name, value, goal, met))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -88,7 +89,8 @@ class Killer:
             self._note(("server", event.server), event.pid)
         elif isinstance(event, StepDone) and self.left and event.step >= self.last_step + self.every:
             self.last_step = event.step
-            os.kill(self.pids[self.left.pop(0)], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it is dead and not yet replaced
+                os.kill(self.pids[self.left.pop(0)], signal.SIGKILL)
 
     def _note(self, who: tuple[str, int], pid: int) -> None:
         self.pids[who] = pid
