@@ -43,7 +43,7 @@ from leptonai.training.parameter_server.layout import lay_out
 from leptonai.training.parameter_server.served_loop import piece_batch, piece_seed
 from leptonai.training.parameter_server.work import Piece
 from leptonai.training.pytorch.flat import TorchFlatLearner
-from leptonai.training.pytorch.learner import TorchOptions
+from leptonai.training.pytorch.passes import TorchOptions
 from tests.launch.conftest import Runner
 from tests.launch.test_equality import TOLERANCE, weights
 

@@ -14,7 +14,8 @@ from leptonai.training.job import TrainJob
 from leptonai.training.learner import Alone, Batch
 from leptonai.training.optimizers import Adam
 from leptonai.training.pytorch.flat import TorchFlatLearner
-from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
+from leptonai.training.pytorch.learner import TorchLearner
+from leptonai.training.pytorch.passes import TorchOptions
 
 rng = np.random.default_rng(4)
 BATCH = (rng.normal(size=(9, 3, 4, 4)).astype(np.float32), rng.integers(0, 2, 9))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leptonai.training.job import TrainJob
     from leptonai.training.learner import Exchange, Learner
     from leptonai.training.parameter_server.flat import FlatLearner
-    from leptonai.training.pytorch.learner import TorchOptions
+    from leptonai.training.pytorch.passes import TorchOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class TensorFlowFramework:
 
 
 def _torch_options(tuning: Tuning, place: Place) -> TorchOptions:
-    from leptonai.training.pytorch.learner import TorchOptions
+    from leptonai.training.pytorch.passes import TorchOptions
 
     return TorchOptions(
         precision=tuning.precision,

@@ -18,7 +18,7 @@ from leptonai.training.parameter_server.numpy_kernels import NumpyKernels
 from leptonai.training.parameter_server.served_loop import clip
 from leptonai.training.parameter_server.work import Compute
 from leptonai.training.pytorch.flat import TorchFlatLearner
-from leptonai.training.pytorch.learner import TorchOptions
+from leptonai.training.pytorch.passes import TorchOptions
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(16, 3)).astype(np.float32)

@@ -22,7 +22,7 @@ from leptonai.training.parameter_server.replay import Replayed, replay
 from leptonai.training.parameter_server.served_replay import served_work
 from leptonai.training.parameter_server.work import Piece
 from leptonai.training.pytorch.flat import TorchFlatLearner
-from leptonai.training.pytorch.learner import TorchOptions
+from leptonai.training.pytorch.passes import TorchOptions
 from tests.training.parameter_server import interleavings as tiny
 
 WORKERS, STEPS, BATCH = 3, 8, 12

@@ -19,7 +19,8 @@ from leptonai.training.job import TrainJob
 from leptonai.training.learner import Alone, LearnerState
 from leptonai.training.optimizers import SGD, Adam
 from leptonai.training.pytorch.flat import TorchFlatLearner
-from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
+from leptonai.training.pytorch.learner import TorchLearner
+from leptonai.training.pytorch.passes import TorchOptions
 
 rng = np.random.default_rng(1)
 X = rng.normal(size=(12, 5)).astype(np.float32)

@@ -17,8 +17,9 @@ from leptonai.training.data.dataset import Arrays, Data
 from leptonai.training.job import Evaluate, TrainJob
 from leptonai.training.learner import Alone, Learner
 from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Lamb
-from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
+from leptonai.training.pytorch.learner import TorchLearner
 from leptonai.training.pytorch.losses import build_optimizer, loss_function, metric_function
+from leptonai.training.pytorch.passes import TorchOptions
 from leptonai.training.pytorch.tensors import from_raw, to_raw
 
 rng = np.random.default_rng(1)

@@ -22,7 +22,8 @@ from leptonai.compute.plan import Trial, Tuning
 from leptonai.training.data.dataset import Data
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Alone, Batch
-from leptonai.training.pytorch.learner import TorchLearner, TorchOptions
+from leptonai.training.pytorch.learner import TorchLearner
+from leptonai.training.pytorch.passes import TorchOptions
 from leptonai.training.pytorch.profile import sample
 from leptonai.training.tuning import untuned
 

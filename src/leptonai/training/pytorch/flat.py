@@ -9,14 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from leptonai.core.errors import Fault, InputError
+from leptonai.core.errors import InputError
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch, LearnerState, RawTensor, shares
 from leptonai.training.parameter_server.flat import TensorSpec
-from leptonai.training.pytorch.learner import TorchOptions
 from leptonai.training.pytorch.losses import build_optimizer
-from leptonai.training.pytorch.passes import Passes
-from leptonai.training.pytorch.tensors import capture, load_model, load_optimizer, to_raw
+from leptonai.training.pytorch.passes import Passes, TorchOptions
+from leptonai.training.pytorch.tensors import capture, check_finite, load_model, load_optimizer, to_raw
 
 _KEPT = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
@@ -120,13 +119,14 @@ class TorchFlatLearner:
 
     def _backward(self, batch: Batch, num_examples: int, seed: int) -> float:
         """Backward passes over the batch in as many parts as the job accumulates; the loss's sum."""
-        total, first = 0.0, True
+        torch.manual_seed(seed)
+        self._passes.module.train()
+        total = 0.0
         for part in _parts(batch, self._job.accumulate):
-            loss = self._passes.loss(part, seed=seed if first else None)
+            loss = self._passes.loss(part)
             if loss.requires_grad:
                 (loss * (len(part[0]) / num_examples)).backward()
             total += float(loss.detach()) * len(part[0])
-            first = False
         return total
 
     def _take(self, index: int) -> Callable[[torch.Tensor], None]:
@@ -191,11 +191,7 @@ class TorchFlatLearner:
 
     def state(self) -> LearnerState:
         """Views of the memory, not copies: write them out before parameters change again."""
-        for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise Fault(
-                    f"the weights {name} are not finite", hint="lower the learning rate, or clip_norm=1.0"
-                )
+        check_finite(self.model)
         if self._optimizer is not None:
             return capture(self.model, self._optimizer)
         return LearnerState(tensors=_model_tensors(self.model), values={})

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leptonai.core.errors import Fault, InputError
+from leptonai.core.errors import InputError
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch, Exchange, LearnerState
-from leptonai.training.pytorch.losses import build_optimizer, loss_function, metric_function
-from leptonai.training.pytorch.tensors import capture, load_model, load_optimizer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TorchOptions:
-    """How to compute, as decided before the run: speed only, but for ``precision``.
-
-    ``some_unused``: the loss does not reach every trainable parameter.
-    """
-
-    precision: Literal["float32", "bfloat16"] = "float32"
-    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-    compile: bool = False
-    device: str = "cpu"
-    some_unused: bool = False
+from leptonai.training.pytorch.losses import build_optimizer
+from leptonai.training.pytorch.passes import Passes, TorchOptions
+from leptonai.training.pytorch.tensors import capture, check_finite, load_model, load_optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +26,6 @@ class _Before:
 
     buffers: list[torch.Tensor]
     metric_sums: dict[str, float]
-
-
-class _StepModule(nn.Module):
-    """The job's training step as a module, so that DDP can wrap any step function."""
-
-    def __init__(self, model: nn.Module, step: Callable[[Any, Any], torch.Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._step = step
-
-    def forward(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self._step(self.model, batch)
 
 
 class TorchLearner:
@@ -82,27 +54,20 @@ class TorchLearner:
         self.model = build_model(job).to(self._device)
         if options.memory_format == "channels_last":
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._metrics = {
-            name: metric_function(metric) for name, metric in job.evaluate.named(job.loss).items()
-        }
-        self._loss = None if job.step is not None else loss_function(job.loss)
+        self._passes = Passes(job, options, self.model)
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = build_optimizer(job, self._parameters)
         self._base_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metrics if self._loss else (), 0.0)
-        # Not Module.compile(): dynamo skips torch.nn's own frames there, and a Sequential stays uncompiled.
-        trained = cast(nn.Module, torch.compile(self.model)) if options.compile else self.model
-        self._alone = _StepModule(trained, job.step or self._default_step)
-        self._module: nn.Module = self._alone
+        self._module: nn.Module = self._passes.module
         self._unfinished: _Before | None = None
         self.join()
 
     def join(self) -> None:
         """Begin to work with the exchange's group; collective, and all end with worker 0's weights."""
-        self._module = self._alone
+        self._module = self._passes.module
         if self._exchange.num_workers > 1:
             self._module = DistributedDataParallel(
-                self._alone,
+                self._passes.module,
                 device_ids=[self._device.index] if self._device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
                 # Looking for parameters without a gradient walks the graph every step, so only where there are.
@@ -111,7 +76,7 @@ class TorchLearner:
 
     def leave(self) -> None:
         """Let go of the group, and undo what the forward pass of an unfinished step changed."""
-        self._module = self._alone
+        self._module = self._passes.module
         for parameter in self._parameters:  # a view into DDP's buckets
             parameter.grad = None
         if self._unfinished is not None:
@@ -121,6 +86,10 @@ class TorchLearner:
             self.train_metric_sums.update(self._unfinished.metric_sums)
             self._unfinished = None
         gc.collect()  # DDP is held by cycles, and it holds the group's connections
+
+    @property
+    def train_metric_sums(self) -> dict[str, float]:
+        return self._passes.train_metric_sums
 
     @property
     def base_learning_rate(self) -> float:
@@ -159,24 +128,13 @@ class TorchLearner:
         return total
 
     def _backward(self, batch: Batch, num_examples: int, *, announce: bool) -> float:
-        with self._autocast():
-            loss = self._module(self._to_device(batch))
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            raise InputError(
-                "TrainJob: the loss must be one number, the mean over the batch",
-                hint="did step or loss forget .mean()?",
-            )
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise Fault(
-                f"the loss is {value}", hint="lower the learning rate, clip_norm=1.0, or look at the data"
-            )
+        loss = self._passes.loss(batch, module=self._module)
         # DDP averages over workers; this weight turns that into the mean over the global batch's examples.
         weight = len(batch[0]) * self._exchange.num_workers / num_examples
         if announce:
             self._announce()
         (loss * weight).backward()
-        return value * len(batch[0])
+        return float(loss.detach()) * len(batch[0])
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self._module, DistributedDataParallel):
@@ -202,26 +160,7 @@ class TorchLearner:
 
     def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
         self._share_buffers()
-        self._module.eval()
-        sums = dict.fromkeys(["loss", *self._metrics], 0.0)
-        with torch.inference_mode():
-            for batch in batches:
-                tensors = self._to_device(batch)
-                with self._autocast():
-                    self._add_metrics(sums, tensors)
-        return sums
-
-    def _add_metrics(self, sums: dict[str, float], tensors: tuple[torch.Tensor, ...]) -> None:
-        *inputs, labels = tensors
-        if self._loss is None:
-            assert self._job.step is not None
-            sums["loss"] += float(self._job.step(self.model, tensors)) * len(labels)
-        if self._loss is not None or self._metrics:
-            outputs = self.model(*inputs)
-            if self._loss is not None:
-                sums["loss"] += float(self._loss(outputs, labels)) * len(labels)
-            for name, metric in self._metrics.items():
-                sums[name] += float(metric(outputs, labels).sum())
+        return self._passes.evaluate(batches)
 
     def _share_buffers(self) -> None:
         if self._exchange.num_workers > 1:
@@ -233,42 +172,12 @@ class TorchLearner:
                     buffer.copy_(torch.from_numpy(array).reshape(buffer.shape))
 
     def state(self) -> LearnerState:
-        for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise Fault(
-                    f"the weights {name} are not finite", hint="lower the learning rate, or clip_norm=1.0"
-                )
+        check_finite(self.model)
         return capture(self.model, self._optimizer)
 
     def restore(self, state: LearnerState) -> None:
         load_model(self.model, state.tensors)
         load_optimizer(self._optimizer, state)
-
-    def _default_step(self, model: Any, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        assert self._loss is not None
-        *inputs, labels = batch
-        outputs = model(*inputs)
-        with torch.no_grad():
-            for name, metric in self._metrics.items():
-                self.train_metric_sums[name] += float(metric(outputs, labels).sum())
-        return self._loss(outputs, labels)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._options.precision == "bfloat16":
-            return torch.autocast(self._device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
-    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        return tuple(self._to_tensor(column).to(self._device, non_blocking=True) for column in batch)
-
-    def _to_tensor(self, column: NDArray[Any]) -> torch.Tensor:
-        """The column as a tensor in the run's memory format; no copy where it lies that way already."""
-        if any(stride < 0 for stride in column.strides):
-            column = np.ascontiguousarray(column)
-        tensor = torch.from_numpy(column)
-        if tensor.ndim == 4 and self._options.memory_format == "channels_last":
-            return tensor.contiguous(memory_format=torch.channels_last)
-        return tensor.contiguous()
 
 
 def build_model(job: TrainJob) -> nn.Module:

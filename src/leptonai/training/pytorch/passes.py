@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,8 +16,33 @@ from torch import nn
 from leptonai.core.errors import Fault, InputError
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch
-from leptonai.training.pytorch.learner import TorchOptions
 from leptonai.training.pytorch.losses import loss_function, metric_function
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchOptions:
+    """How to compute, as decided before the run: speed only, but for ``precision``.
+
+    ``some_unused``: the loss does not reach every trainable parameter.
+    """
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    compile: bool = False
+    device: str = "cpu"
+    some_unused: bool = False
+
+
+class StepModule(nn.Module):
+    """The job's training step as a module, so that DDP can wrap any step function."""
+
+    def __init__(self, model: nn.Module, step: Callable[[Any, Any], torch.Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._step = step
+
+    def forward(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self._step(self.model, batch)
 
 
 class Passes:
@@ -28,6 +54,7 @@ class Passes:
         model: the job's model.
 
     Attributes:
+        module: gives the mean loss of a batch; what DDP wraps.
         train_metric_sums: sums of the metrics over the training examples since someone last cleared them.
     """
 
@@ -35,31 +62,26 @@ class Passes:
         self._job, self._options, self._model = job, options, model
         self._device = torch.device(options.device)
         # Not Module.compile(): dynamo skips torch.nn's own frames there, and a Sequential stays uncompiled.
-        self._trained = cast(nn.Module, torch.compile(model)) if options.compile else model
+        trained = cast(nn.Module, torch.compile(model)) if options.compile else model
+        self.module = StepModule(trained, job.step or self._mean_loss)
         self._metrics = {
             name: metric_function(metric) for name, metric in job.evaluate.named(job.loss).items()
         }
         self._loss = None if job.step is not None else loss_function(job.loss)
         self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metrics if self._loss else (), 0.0)
 
-    def loss(self, batch: Batch, *, seed: int | None) -> torch.Tensor:
-        """The mean loss over a batch in training mode, ready for ``backward``.
+    def loss(self, batch: Batch, *, module: nn.Module | None = None) -> torch.Tensor:
+        """The mean loss over a batch, ready for ``backward``.
 
         Args:
-            seed: of dropout and the like; None: the generator goes on from where it is.
+            module: :attr:`module`, wrapped; None: as it is.
 
         Raises:
             InputError: the job's step or loss does not give one number.
             Fault: the loss is not finite.
         """
-        if seed is not None:
-            torch.manual_seed(seed)
-        self._trained.train()
-        tensors = self.to_device(batch)
         with self.autocast():
-            found: Any = (
-                self._mean_loss(tensors) if self._job.step is None else self._job.step(self._trained, tensors)
-            )
+            found: Any = (module or self.module)(self.to_device(batch))
         if not isinstance(found, torch.Tensor) or found.numel() != 1:
             raise InputError(
                 "TrainJob: the loss must be one number, the mean over the batch",
@@ -72,10 +94,10 @@ class Passes:
             )
         return found
 
-    def _mean_loss(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _mean_loss(self, model: Any, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self._loss is not None
         *inputs, labels = tensors
-        outputs = self._trained(*inputs)
+        outputs = model(*inputs)
         with torch.no_grad():
             for name, metric in self._metrics.items():
                 self.train_metric_sums[name] += float(metric(outputs, labels).sum())
@@ -83,7 +105,7 @@ class Passes:
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Sums over all examples of each metric and of ``loss``."""
-        self._model.eval()
+        self.module.eval()
         sums = dict.fromkeys(["loss", *self._metrics], 0.0)
         with torch.inference_mode():
             for batch in batches:

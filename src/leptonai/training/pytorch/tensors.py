@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from leptonai.core.errors import InputError
+from leptonai.core.errors import Fault, InputError
 from leptonai.training.learner import LearnerState, RawTensor
 
 _NAMES: Mapping[torch.dtype, str] = {
@@ -87,3 +87,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: LearnerState) -> Non
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
     except (RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"the checkpoint's optimizer state does not fit: {error}") from error
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Raise Fault when a weight is not finite: such a state is not worth keeping."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise Fault(
+                f"the weights {name} are not finite", hint="lower the learning rate, or clip_norm=1.0"
+            )
