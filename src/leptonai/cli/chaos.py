@@ -68,7 +68,7 @@ def chaos(
         try:
             result = _run(dataclasses.replace(plain, faults=script), engine, events, quiet=as_json)
         except LeptonError:
-            if not as_json:  # what was recovered from before the run gave up
+            if events and not as_json:  # what was recovered from before the run gave up
                 print_report(_report(events, None), err())
             raise
     report = _report(events, result)
