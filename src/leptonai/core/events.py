@@ -48,15 +48,15 @@ class WorkerStarted(Event):
 class StepDone(Event):
     """Steps up to ``step`` (1-based count of finished optimiser steps) are done.
 
-    ``loss`` is the mean training loss per example and ``examples`` the number of examples since
-    the previous StepDone, over all workers; ``seconds`` is the wall time they took.
+    ``loss`` is the mean training loss per example (None where it is private) and ``examples`` the number of
+    examples since the previous StepDone, over all workers; ``seconds`` is the wall time they took.
     ``bytes_sent`` is what one worker handed to the exchange in that time.
     """
 
     kind = "step_done"
     step: int
     epoch: int
-    loss: float
+    loss: float | None
     examples: int
     seconds: float
     learning_rate: float
@@ -230,6 +230,20 @@ class FaultInjected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySpent(Event):
+    """What the run has cost so far, after ``step`` steps, counting all that was released under its name.
+
+    ``epsilon`` at ``delta``, rounded up; ``limit`` is the most it may cost, None where only the noise was given.
+    """
+
+    kind = "privacy_spent"
+    step: int
+    epsilon: float
+    delta: float
+    limit: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OrderTaken(Event):
     """An order came in through the control socket and was passed on."""
 
@@ -262,7 +276,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = MappingProxyType(
         for kind in (
             RunStarted, WorkerStarted, StepDone, Evaluated, EpochDone, CheckpointSaved, CheckpointFailed,
             CheckpointDamaged, Resumed, WorkerFailed, WorkerLost, WorkerJoined, Resized, ServerStarted,
-            ServerRestarted, Staleness, ConsistencyChanged, FaultInjected, OrderTaken, Notice, RunEnded,
+            ServerRestarted, Staleness, ConsistencyChanged, FaultInjected, PrivacySpent, OrderTaken, Notice, RunEnded,
         )
     }
 )  # fmt: skip

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from leptonai.core.compiled import CACHE_VARIABLE, load_compiled
 from leptonai.training.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer
 from leptonai.training.parameter_server.compiled import library as compiled
 from leptonai.training.parameter_server.compiled_kernels import CompiledKernels, copy_checked
@@ -247,9 +248,9 @@ def test_a_chunk_too_small_for_two_blocks_is_journalled_whole() -> None:
 
 @pytest.fixture
 def no_library_yet() -> Iterator[None]:
-    compiled.library.cache_clear()
+    load_compiled.cache_clear()
     yield
-    compiled.library.cache_clear()
+    load_compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("no_library_yet")
@@ -271,7 +272,7 @@ def test_a_compiler_that_fails_is_no_compiler(
     (tmp_path / "cc").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "cc").chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv(compiled.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     assert compiled.library() is None
     assert choose_kernels(Adam()).name == "torch"
 
@@ -297,7 +298,7 @@ def load(cache: Path) -> bool:
     )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60,
-        env={**os.environ, compiled.CACHE_VARIABLE: str(cache), "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, CACHE_VARIABLE: str(cache), "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     return done.stdout.strip() == "True"
 
