@@ -1,0 +1,1 @@
+"""Differential privacy: private steps, noise, accounting, statistics, the ledger and the proof."""

@@ -1,0 +1,1 @@
+"""What mechanisms cost: privacy loss distributions, Renyi divergences, calibration."""

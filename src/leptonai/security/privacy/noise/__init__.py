@@ -1,0 +1,1 @@
+"""Noise from a cryptographic generator."""

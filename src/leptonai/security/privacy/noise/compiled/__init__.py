@@ -1,0 +1,1 @@
+"""C kernels of the noise sources, compiled at first use."""
