@@ -1,0 +1,1 @@
+"""A durable privacy budget for each data set, tenant and block of users."""
