@@ -1,0 +1,1 @@
+"""Private statistics on tables."""
