@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leptonai.compute.cluster import Cluster
     from leptonai.core.errors import Fault, InputError, LeptonError, Refused
+    from leptonai.core.privacy import Privacy
     from leptonai.sdk import keras as TensorFlow
     from leptonai.sdk import pytorch as PyTorch
     from leptonai.training.data import augment, datasets
@@ -47,6 +48,7 @@ __all__ = [
     "LeptonError",
     "OneCycle",
     "ParameterServer",
+    "Privacy",
     "PyTorch",
     "Refused",
     "RowAdagrad",
@@ -70,6 +72,7 @@ _MODULES = {
 }
 _HOMES = {
     "leptonai.core.errors": ("LeptonError", "InputError", "Refused", "Fault"),
+    "leptonai.core.privacy": ("Privacy",),
     "leptonai.compute.cluster": ("Cluster",),
     "leptonai.training.job": ("TrainJob", "Evaluate", "StopWhen", "Checkpoints", "Speed"),
     "leptonai.training.data.dataset": ("Data", "Arrays"),

@@ -16,6 +16,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 def events_of(kind: type[Event]) -> st.SearchStrategy[Event]:
     fields = {
         "float": FINITE,
+        "float | None": st.none() | FINITE,
         "int": st.integers(),
         "str": st.text(),
         "Mapping[str, float]": st.dictionaries(st.text(), FINITE),

@@ -21,6 +21,7 @@ NUMBERS = st.floats()
 def events() -> st.SearchStrategy[Event]:
     fields = {
         "float": NUMBERS,
+        "float | None": st.none() | NUMBERS,
         "int": st.integers(),
         # Surrogates too: a traceback may hold undecodable bytes. And the words that stand for numbers.
         "str": st.text() | st.sampled_from(["NaN", "Infinity", "-Infinity", "\udc80"]),

@@ -45,7 +45,7 @@ class Runner:
         path = self.home / f"{name}.py"
         path.write_text(
             f"import sys\nsys.path.insert(0, {str(TOY.parent)!r})\n"
-            f"from toy import *\nfrom served_toy import *\njob = {expression}\n"
+            f"from toy import *\nfrom served_toy import *\nfrom private_toy import *\njob = {expression}\n"
         )
         return path
 

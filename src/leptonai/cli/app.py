@@ -6,14 +6,31 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo
 
-from leptonai.cli import chaos, data, doctor, export, plan, replay, resize, runs, train
+from leptonai.cli import (
+    chaos,
+    data,
+    doctor,
+    export,
+    plan,
+    privacy_check,
+    private,
+    replay,
+    resize,
+    runs,
+    train,
+)
 from leptonai.cli.output import INTERNAL_ERROR_CODE, INTERRUPTED_CODE, err, out, print_error, print_json, say
+from leptonai.cli.privacy import privacy_app
 from leptonai.core.errors import InputError, LeptonError
+
+if TYPE_CHECKING:
+    from leptonai.security.privacy.ledger.entries import Dataset
 
 # Typer brings its own Click from 0.26 on, so its error is found through a subclass that Typer exports.
 UsageProblem: type[Exception] = next(
@@ -49,10 +66,24 @@ def build_app() -> typer.Typer:
     app.command(epilog=replay.EXAMPLES)(replay.replay)
     app.command(epilog=resize.EXAMPLES)(resize.resize)
     app.add_typer(data.app, name="data")
+    privacy = privacy_app(_dataset_of)
+    privacy.command("audit", epilog=privacy_check.EXAMPLES)(privacy_check.audit_run)
+    app.add_typer(privacy, name="privacy")
+    app.add_typer(private.app, name="private")
     app.command(epilog=export.EXAMPLES)(export.export)
     app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
     app.command()(version)
     return app
+
+
+def _dataset_of(path: Path) -> Dataset:
+    if path.suffix == ".py":
+        from leptonai.launch.private_scout import dataset_of_job
+
+        return dataset_of_job(path)
+    from leptonai.security.privacy.statistics.session import dataset_of_table
+
+    return dataset_of_table(path)
 
 
 def build_command() -> Any:

@@ -8,6 +8,7 @@ from rich.table import Table
 from leptonai.cli.output import facts, say, table
 from leptonai.compute.plan import Estimate, Plan
 from leptonai.compute.servers import ServerPlan
+from leptonai.core.privacy import PrivacyForecast
 from leptonai.core.units import format_bytes, format_flops, format_rate, format_seconds
 
 
@@ -23,6 +24,7 @@ def print_plan(made: Plan, console: Console) -> None:
                 "model": f"{workload.num_parameters:,} parameters, {format_bytes(workload.parameter_bytes)}",
                 "run": f"{workload.total_steps:,} steps of {workload.global_batch_size:,} examples",
                 **(_servers(made.servers) if made.servers is not None else {}),
+                **(_privacy(made.privacy) if made.privacy is not None else {}),
             }
         )
     )
@@ -43,6 +45,15 @@ def _servers(servers: ServerPlan) -> dict[str, str]:
         "durability": f"{servers.durability}: {servers.survives}",
         "memory": f"{format_bytes(servers.memory_bytes)} shared with the workers of this machine",
         "T_apply": f"{format_seconds(servers.apply_seconds)} an update",
+    }
+
+
+def _privacy(privacy: PrivacyForecast) -> dict[str, str]:
+    return {
+        "privacy": f"epsilon {privacy.epsilon:.3f} at delta {privacy.delta:g} for the whole run, "
+        f"by {privacy.unit}, one more or less",
+        "noise": f"{privacy.noise_multiplier:.4g} times the clip, each of {privacy.num_units:,} "
+        f"{privacy.unit}s sampled with {privacy.sample_rate:.4g}",
     }
 
 

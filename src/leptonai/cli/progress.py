@@ -16,6 +16,7 @@ from leptonai.core.events import (
     Event,
     Notice,
     OrderTaken,
+    PrivacySpent,
     Resumed,
     RunStarted,
     StepDone,
@@ -38,6 +39,7 @@ class Pace:
     loss: float | None = None
     examples_per_second: float = 0.0
     seconds_per_step: float = 0.0
+    privacy: str = ""
 
     def add(self, event: Event) -> None:
         """Take up one event."""
@@ -53,6 +55,9 @@ class Pace:
                 self.seconds_per_step += share * (event.seconds / num_steps - self.seconds_per_step)
                 self.examples_per_second = event.examples / event.seconds if event.seconds > 0 else 0.0
                 self.step, self.loss = event.step, event.loss
+            case PrivacySpent():
+                limit = "" if event.limit is None else f"/{event.limit:g}"
+                self.privacy = f"epsilon {event.epsilon:.3g}{limit}"
             case _:
                 pass
 
@@ -65,9 +70,12 @@ class Pace:
         """Epoch, step, loss, speed and time left, short enough for one row beside a bar."""
         epochs, whole = self.step / self.steps_per_epoch, self.total_steps / self.steps_per_epoch
         words = [f"epoch {epochs:.1f}/{whole:.4g}", f"step {self.step}/{self.total_steps}"]
+        if self.privacy:
+            words.append(self.privacy)
         if self.loss is not None:
-            words += [f"loss {short(self.loss)}", f"{self.examples_per_second:,.0f} ex/s"]
-            words += [f"{duration(self.seconds_left)} left"]
+            words.append(f"loss {short(self.loss)}")
+        if self.examples_per_second:
+            words += [f"{self.examples_per_second:,.0f} ex/s", f"{duration(self.seconds_left)} left"]
         return "  ".join(words)
 
 

@@ -45,6 +45,9 @@ def run_to_json(run: RunDirectory) -> dict[str, Any]:
         "started_seconds": summary.started_seconds,
         "ended_seconds": summary.ended_seconds,
         "metrics": dict(summary.metrics),
+        "privacy": None
+        if summary.privacy is None
+        else {"epsilon": summary.privacy[0], "delta": summary.privacy[1]},
         "curves": {"loss": curves.loss, "evaluated": dict(curves.evaluated)},
     }
 
@@ -64,6 +67,9 @@ def _facts(run: RunDirectory, summary: RunSummary) -> dict[str, str]:
         speed = summary.examples / summary.seconds
         took = format_seconds(summary.seconds)
         rows["speed"] = f"{summary.examples:,} examples in {took}, {speed:,.0f} a second"
+    if summary.privacy is not None:
+        epsilon, delta = summary.privacy
+        rows["privacy"] = f"epsilon {epsilon:.3f} at delta {delta:g}"
     rows |= {name: short(value) for name, value in summary.metrics.items()}
     rows["directory"] = shown_path(run.path)
     return rows
@@ -75,7 +81,8 @@ def _status(summary: RunSummary) -> str:
 
 def _drawings(curves: Curves) -> list[tuple[str, list[Line], list[float]]]:
     """Title, lines and all values of each drawing: the loss first, then each metric."""
-    drawings = [("loss", [as_line(curves.loss, curves)], [value for _, value in curves.loss])]
+    losses = curves.loss or curves.evaluated.get("loss", ())  # private runs tell the evaluation's alone
+    drawings = [("loss", [as_line(losses, curves)], [value for _, value in losses])] if losses else []
     for name, points in curves.evaluated.items():
         if name != "loss":
             drawings.append((name, [as_line(points, curves)], [value for _, value in points]))

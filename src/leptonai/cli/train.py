@@ -128,6 +128,7 @@ def request_for(
         overrides=tuple(settings or ()),
         autotune=autotune,
         home=home_directory(home),
+        ledger_url=os.environ.get("LEPTON_WORKSPACE"),
     )
 
 
@@ -166,4 +167,7 @@ def print_result(result: RunResult, console: Console) -> None:
     if result.predicted_step_seconds and result.measured_step_seconds:
         predicted, measured = result.predicted_step_seconds * 1e3, result.measured_step_seconds * 1e3
         say(console, f"one step       {measured:.3g} ms measured, {predicted:.3g} ms predicted")
+    if result.privacy is not None:
+        epsilon, delta = result.privacy
+        say(console, f"privacy        epsilon {epsilon:.3f} at delta {delta:g}; see privacy.html there")
     say(console, f"look closer    lepton runs show {result.run_id}")

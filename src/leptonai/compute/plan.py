@@ -10,6 +10,7 @@ from typing import Any, Literal
 from leptonai.compute.servers import ServerPlan
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
+from leptonai.core.privacy import PrivacyForecast
 from leptonai.core.values import value_from_json, value_to_json
 
 RunPrecision = Literal["float32", "bfloat16"]
@@ -116,6 +117,7 @@ class Plan:
 
     ``placements`` is in order of rank. ``warnings`` are sentences for people; a plan with warnings can run.
     ``servers``: of a run with a parameter server; None: workers exchange gradients among themselves.
+    ``privacy``: of a private run.
     """
 
     strategy: Strategy
@@ -126,6 +128,7 @@ class Plan:
     workload: Workload
     warnings: tuple[str, ...] = ()
     servers: ServerPlan | None = None
+    privacy: PrivacyForecast | None = None
 
     def __post_init__(self) -> None:
         if [placement.rank for placement in self.placements] != list(range(len(self.placements))):

@@ -26,6 +26,7 @@ def worker_specs(
     scratch: Path,
     page: ProgressPage,
     fds: list[int],
+    private: Mapping[str, Any] | None = None,
 ) -> list[WorkerSpec]:
     resume = scouted["resume"]
     tuning = {**dataclasses.asdict(plan.tuning), "trials": []}
@@ -42,6 +43,7 @@ def worker_specs(
         "rendezvous": str(scratch / "rendezvous"),
         "resume_from": resume["path"] if resume else None,
         "gated": request.epoch_gate is not None,
+        "private": private,
     }
     return [
         WorkerSpec(

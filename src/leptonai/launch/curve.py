@@ -69,7 +69,8 @@ class CurveBuilder:
             case Resumed():
                 self._forget_after(event.step)
             case StepDone():
-                _append(self._loss, (event.step, event.loss))
+                if event.loss is not None:
+                    _append(self._loss, (event.step, event.loss))
             case Evaluated():
                 for name, value in event.metrics.items():
                     _append(self._evaluated.setdefault(name, []), (event.step, value))

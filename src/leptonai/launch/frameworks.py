@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leptonai.training.learner import Exchange, Learner
     from leptonai.training.parameter_server.flat import FlatLearner
     from leptonai.training.pytorch.passes import TorchOptions
+    from leptonai.training.step_method import StepMethod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,13 @@ class Framework(Protocol):
     """What launch needs of a framework's adapter; ``profile`` also names the parameters the loss does not reach."""
 
     def learner(
-        self, job: TrainJob, exchange: Exchange, tuning: Tuning, place: Place, announce: Callable[[], None]
+        self,
+        job: TrainJob,
+        exchange: Exchange,
+        tuning: Tuning,
+        place: Place,
+        announce: Callable[[], None],
+        method: StepMethod | None,
     ) -> Learner: ...
 
     def flat_learner(self, job: TrainJob, tuning: Tuning, place: Place) -> FlatLearner: ...
@@ -53,8 +60,18 @@ class PyTorchFramework:
     """PyTorch, on CPUs and GPUs."""
 
     def learner(
-        self, job: TrainJob, exchange: Exchange, tuning: Tuning, place: Place, announce: Callable[[], None]
+        self,
+        job: TrainJob,
+        exchange: Exchange,
+        tuning: Tuning,
+        place: Place,
+        announce: Callable[[], None],
+        method: StepMethod | None,
     ) -> Learner:
+        if method is not None:
+            from leptonai.training.pytorch.summed import SummedLearner
+
+            return SummedLearner(job, exchange, _torch_options(tuning, place), method, announce)
         from leptonai.training.pytorch.learner import TorchLearner
 
         return TorchLearner(job, exchange, _torch_options(tuning, place), announce)
@@ -85,12 +102,18 @@ class TensorFlowFramework:
     """Keras models on TensorFlow, on CPUs."""
 
     def learner(
-        self, job: TrainJob, exchange: Exchange, tuning: Tuning, place: Place, announce: Callable[[], None]
+        self,
+        job: TrainJob,
+        exchange: Exchange,
+        tuning: Tuning,
+        place: Place,
+        announce: Callable[[], None],
+        method: StepMethod | None,
     ) -> Learner:
         from leptonai.training.learner import Announced
         from leptonai.training.tensorflow.learner import KerasLearner
 
-        return KerasLearner(job, Announced(exchange, announce), tuning=tuning)
+        return KerasLearner(job, Announced(exchange, announce), tuning=tuning, method=method)
 
     def flat_learner(self, job: TrainJob, tuning: Tuning, place: Place) -> FlatLearner:
         from leptonai.training.tensorflow.flat import KerasFlatLearner

@@ -62,6 +62,7 @@ class Gang:
         on_event: takes every event, workers' and the gang's own.
         faults: injected ones; None: none.
         on_gate: answers the end of an epoch with (stop, new learning rate).
+        on_charge: answers a private run's wish to release a step with how far it may go.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class Gang:
         on_event: Callable[[Event], None],
         faults: RunFaults | None = None,
         on_gate: Callable[[Mapping[str, Any]], tuple[bool, float | None]] | None = None,
+        on_charge: Callable[[int], int] | None = None,
     ) -> None:
+        self._on_charge = on_charge
         self._engine, self._page, self._clock = engine, page, clock
         self._faults = faults or RunFaults(None, num_workers=len(specs), clock=clock)
         self._faults.use(self._signal)
@@ -190,6 +193,9 @@ class Gang:
                 self._recovery.newcomer_failed(member, values["failed"]["message"])
             else:
                 self._fail(member, Failure(**{**values["failed"], "rank": rank}))
+        elif "charge" in values:
+            assert self._on_charge is not None, "only private runs ask"
+            self._engine.send(member.name, {"leased": self._on_charge(values["charge"])})
         elif "gate" in values:
             self._engine.send(member.name, {"gate": self._outbox.answer_gate(values["gate"])})
 

@@ -185,6 +185,9 @@ def identity(
     shapes = repr(sorted((name, tuple(shape)) for name, shape in model_shapes.items()))
     # Left out where there is none, so that runs from before it existed can be resumed.
     server = {} if job.parameter_server is None else {"parameter_server": job.parameter_server.identity}
+    if job.privacy is not None:
+        users = None if job.privacy.users is None else _Named(_word(job.privacy.users))
+        server["privacy"] = repr(dataclasses.replace(job.privacy, users=users))
     if tables:
         speed_only = ("memory_cap_bytes", "batch_rows")
         server["tables"] = repr(
@@ -206,6 +209,16 @@ def identity(
         "seed": job.seed,
         "total_steps": job.total_steps(num_examples),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Stands in for a function in an identity: its address would differ in every process."""
+
+    name: Any
+
+    def __call__(self) -> Any:
+        raise AssertionError
 
 
 def _word(value: Any) -> Any:

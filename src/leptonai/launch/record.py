@@ -71,7 +71,9 @@ def scalars(event: StepDone | Evaluated) -> dict[str, float]:
     """
     if isinstance(event, Evaluated):
         return {f"evaluate/{name}": value for name, value in event.metrics.items()}
-    values = {"train/loss": event.loss, "train/learning_rate": event.learning_rate}
+    values = {"train/learning_rate": event.learning_rate}
+    if event.loss is not None:
+        values["train/loss"] = event.loss
     if event.seconds > 0:
         values["train/examples_per_second"] = event.examples / event.seconds
     return values

@@ -47,6 +47,7 @@ class TrainRequest:
         home: where the workspace database lies.
         epoch_gate: asked after every epoch, while the workers wait.
         faults: what shall go wrong; None: nothing.
+        ledger_url: database of the privacy ledger; None: the workspace in ``home``.
     """
 
     job: JobSource
@@ -59,6 +60,7 @@ class TrainRequest:
     autotune: bool = True
     epoch_gate: Callable[[EpochReport], EpochAnswer] | None = None
     faults: FaultScript | None = None
+    ledger_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class RunResult:
     """How a run ended; ``seconds`` is wall time from the request, ``examples`` what was trained on in this call.
 
     ``pushes_lost`` counts updates that a parameter server acknowledged and does not hold at the end; None where
-    there is no server.
+    there is no server. ``privacy``: what a private run has cost, (epsilon, delta), over all its launches.
     """
 
     run_id: str
@@ -83,6 +85,7 @@ class RunResult:
     predicted_step_seconds: float | None
     measured_step_seconds: float | None
     pushes_lost: int | None = None
+    privacy: tuple[float, float] | None = None
 
 
 def result_to_json(result: RunResult) -> dict[str, Any]:
@@ -103,4 +106,9 @@ def result_to_json(result: RunResult) -> dict[str, Any]:
         "predicted_step_seconds": result.predicted_step_seconds,
         "measured_step_seconds": result.measured_step_seconds,
         "precision": result.plan.tuning.precision,
+        **_privacy(result.privacy),
     }
+
+
+def _privacy(spent: tuple[float, float] | None) -> dict[str, Any]:
+    return {} if spent is None else {"privacy": {"epsilon": spent[0], "delta": spent[1]}}

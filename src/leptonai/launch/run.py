@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,6 @@ from leptonai.core.events import (
     Resumed,
     RunEnded,
     RunStarted,
-    StepDone,
 )  # fmt: skip
 from leptonai.core.files import write_atomically
 from leptonai.core.journal import Journal
@@ -41,6 +39,7 @@ from leptonai.launch.assignments import shared_memory, worker_specs
 from leptonai.launch.engine import start_engine
 from leptonai.launch.gang import Gang
 from leptonai.launch.jobs import JobFile, differences
+from leptonai.launch.private_run import PrivateRun, begin_private
 from leptonai.launch.record import Recorders, run_recorders
 from leptonai.launch.registry import RunRegistry, workspace_url
 from leptonai.launch.request import EpochReport, RunResult, TrainRequest, result_to_json
@@ -49,6 +48,7 @@ from leptonai.launch.rundir import RunDirectory, read_json_object
 from leptonai.launch.scouting import plan_from, scout_job, threads_per_worker
 from leptonai.launch.served import served_gang
 from leptonai.launch.served_gang import ServedGang
+from leptonai.launch.tally import Tally
 
 if TYPE_CHECKING:
     from leptonai.training.learner import LearnerState
@@ -92,56 +92,37 @@ def train(
         return _Run(request, on_event, clock).go(engine)
 
 
-@dataclass
-class _Tally:
-    """What the launcher sums up from the events that pass by."""
-
-    examples: int = 0
-    step: int = 0
-    steps_timed: int = 0
-    seconds_timed: float = 0.0
-    reports: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    checkpoint: CheckpointSaved | None = None
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, StepDone):
-            if self.reports > 0:  # the first report includes warming up
-                self.steps_timed += event.step - self.step
-                self.seconds_timed += event.seconds
-            self.reports += 1
-            self.examples += event.examples
-            self.step = event.step
-        elif isinstance(event, CheckpointSaved):
-            self.checkpoint = event
-
-
 class _Run:
     """One call of :func:`train`."""
 
     def __init__(self, request: TrainRequest, on_event: Callable[[Event], None], clock: Clock) -> None:
         self._request, self._listener, self._clock = request, on_event, clock
         self._began = clock.monotonic_seconds()
-        self._tally = _Tally()
+        self._tally = Tally()
         self._sinks: list[Callable[[Event], None]] = []
         self._resumed: Mapping[str, Any] | None = None
+        self._private: PrivateRun | None = None
 
     def go(self, engine: LocalEngine) -> RunResult:
         run_dir, made = self._prepare_directory()
-        try:
-            scouted = scout_job(
-                engine, self._request, run_dir / "logs",
-                resume_dir=run_dir if self._request.resume else None, clock=self._clock,
-            )  # fmt: skip
-            self._resumed = scouted["resume"]
-            kept = self._check_resume(run_dir, scouted)
-            plan = plan_from(self._request.cluster, scouted, for_run=True, kept=kept)
-        except BaseException:
-            if made:  # nothing ran: leave nothing behind
-                shutil.rmtree(run_dir, ignore_errors=True)
-            raise
-        self._write_inputs(run_dir, plan, scouted)
-        return self._run_gang(engine, run_dir, plan, scouted)
+        with contextlib.ExitStack() as stack:
+            try:
+                scouted = scout_job(
+                    engine, self._request, run_dir / "logs",
+                    resume_dir=run_dir if self._request.resume else None, clock=self._clock,
+                )  # fmt: skip
+                self._resumed = scouted["resume"]
+                kept = self._check_resume(run_dir, scouted)
+                plan = plan_from(self._request.cluster, scouted, for_run=True, kept=kept)
+                if scouted["private"] is not None:
+                    private = begin_private(scouted, self._request, run_dir, self._clock)
+                    self._private = stack.enter_context(private)
+            except BaseException:
+                if made:  # nothing ran: leave nothing behind
+                    shutil.rmtree(run_dir, ignore_errors=True)
+                raise
+            self._write_inputs(run_dir, plan, scouted)
+            return self._run_gang(engine, run_dir, plan, scouted)
 
     # -- before ------------------------------------------------------------------------------------
 
@@ -204,6 +185,8 @@ class _Run:
             "identity": scouted["identity"],
             "leptonai": leptonai.__version__,
         }
+        if self._private is not None:
+            job["private"] = {"ledger_id": self._private.ledger_id, "plan": self._private.plan.to_json()}
         write_atomically(run_dir / "job.json", _json_bytes(job))
         write_atomically(run_dir / "cluster.yaml", self._request.cluster_text.encode())
         write_atomically(run_dir / "plan.json", _json_bytes(plan.to_json()))
@@ -222,6 +205,8 @@ class _Run:
                 lambda event: journal.append(event, durable=isinstance(event, CheckpointSaved | RunEnded)),
                 recorders, self._tally.add, self._listener,
             ]  # fmt: skip
+            if self._private is not None:
+                self._sinks.insert(0, self._private.watch(self._emit))  # what is spent, before what it bought
             workspace = Workspace.open(workspace_url(self._request.home))
             stack.callback(workspace.close)
             registry = RunRegistry(workspace, clock=self._clock)
@@ -259,7 +244,17 @@ class _Run:
             )  # fmt: skip
         page = ProgressPage.create(plan.num_workers)
         stack.callback(page.close)
-        specs = worker_specs(self._request, run_dir, plan, scouted, scratch, page, fds)
+        private = self._private
+        specs = worker_specs(
+            self._request,
+            run_dir,
+            plan,
+            scouted,
+            scratch,
+            page,
+            fds,
+            None if private is None else private.assignment(),
+        )
         faults = RunFaults(
             self._request.faults, num_workers=plan.num_workers, total_steps=scouted["total_steps"],
             clock=self._clock,
@@ -267,6 +262,7 @@ class _Run:
         return Gang(
             engine, specs, page, limits=limits, clock=self._clock, faults=faults,
             on_event=self._emit, on_gate=self._gate(run_dir),
+            on_charge=None if private is None else private.lease,
         )  # fmt: skip
 
     def _see_through(
@@ -323,6 +319,7 @@ class _Run:
             predicted_step_seconds=plan.estimate.total_seconds,
             measured_step_seconds=tally.seconds_timed / tally.steps_timed if tally.steps_timed else None,
             pushes_lost=ended.get("pushes_lost"),
+            privacy=None if self._private is None else self._private.total,
         )
 
     def _close_recorders(self, recorders: Recorders) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from leptonai.compute.plan import Plan, plan_from_json
 from leptonai.core.errors import InputError
-from leptonai.core.events import Evaluated, Event, Resumed, RunEnded, RunStarted, StepDone
+from leptonai.core.events import Evaluated, Event, PrivacySpent, Resumed, RunEnded, RunStarted, StepDone
 from leptonai.core.journal import read_journal
 from leptonai.launch.curve import Curves, curves_of
 
@@ -112,7 +112,8 @@ class RunSummary:
     """A run in a few values, from its journal alone.
 
     ``status`` is that of the last RunEnded, or ``unfinished``; ``examples`` and ``seconds`` are sums over the
-    steps that count, those taken again after a resume counted once.
+    steps that count, those taken again after a resume counted once. ``privacy`` is the (epsilon, delta) that a
+    private run told last.
     """
 
     run_id: str = ""
@@ -127,6 +128,7 @@ class RunSummary:
     started_seconds: float = 0.0
     ended_seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    privacy: tuple[float, float] | None = None
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -152,6 +154,7 @@ def summarise(events: Iterable[Event]) -> RunSummary:
     start: RunStarted | None = None
     first_seconds = 0.0
     end: RunEnded | None = None
+    spent: tuple[float, float] | None = None
     steps: list[StepDone] = []
     evaluated: list[Evaluated] = []
     for event in events:
@@ -168,6 +171,8 @@ def summarise(events: Iterable[Event]) -> RunSummary:
                 evaluated.append(event)
             case RunEnded():
                 end = event
+            case PrivacySpent():
+                spent = event.epsilon, event.delta
             case _:
                 pass
     return RunSummary(
@@ -183,6 +188,7 @@ def summarise(events: Iterable[Event]) -> RunSummary:
         started_seconds=first_seconds,
         ended_seconds=end.at_seconds if end else None,
         metrics=dict(evaluated[-1].metrics) if evaluated else {},
+        privacy=spent,
     )
 
 

@@ -11,6 +11,7 @@ from leptonai.core.errors import Fault
 from leptonai.launch.engine import FrameworkName
 from leptonai.launch.frameworks import FRAMEWORKS, Place, framework_of
 from leptonai.launch.jobs import identity
+from leptonai.launch.private_scout import scout_private
 from leptonai.launch.served_scout import scout_served, scout_tables
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
     data = job.load_data()
     name, model = _build(job, assignment["threads"])
     framework = FRAMEWORKS[name]()
+    private = None if job.privacy is None else scout_private(job, name, model, data)
     workload, unused = framework.profile(job, data, model)
     tables = scout_tables(job, name, model)
     found = identity(
@@ -38,7 +40,10 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
     )
     resume, damaged = _look_for_checkpoint(assignment["resume_dir"])
     threads = assignment["threads"]
-    if assignment["autotune"]:
+    if private is not None:
+        tuning = untuned(job, threads=threads, why="private steps are not compiled")
+        tuning = dataclasses.replace(tuning, compile=False)
+    elif assignment["autotune"]:
         tuning = framework.tune(
             job, data, threads=threads, num_workers=assignment["num_workers"], device=assignment["device"]
         )
@@ -50,15 +55,17 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
     if job.parameter_server is not None:
         place = Place(device=assignment["device"], some_unused=bool(unused))
         served = {**scout_served(job, framework, tuning, place), "tables": tables}
+    num_examples = len(data.train) if private is None else private["num_examples"]
     return {
         "served": served,
+        "private": private,
         "task": job.name,
         "framework": name,
         "identity": found,
         "workload": workload.to_json(),
         "some_unused": bool(unused),
-        "total_steps": job.total_steps(len(data.train)),
-        "steps_per_epoch": job.steps_per_epoch(len(data.train)),
+        "total_steps": job.total_steps(num_examples),
+        "steps_per_epoch": job.steps_per_epoch(num_examples),
         "tuning": dataclasses.asdict(tuning),
         "core_flops": measure_core_flops(),
         "num_gpus": torch.cuda.device_count(),

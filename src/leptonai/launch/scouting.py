@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from leptonai.compute.servers import ServerPlan, plan_servers
 from leptonai.compute.workload import Workload
 from leptonai.core.clock import Clock
 from leptonai.core.errors import Fault, InputError, LeptonError
+from leptonai.core.privacy import PrivacyForecast
 from leptonai.launch.assignments import job_words, payload, shared_memory, worker_environment
 from leptonai.launch.gang import Failure, tail, to_error
 from leptonai.launch.request import TrainRequest
@@ -90,7 +92,7 @@ def _scout_error(failure: Failure) -> LeptonError:
 
 def plan_from(cluster: Cluster, scouted: Mapping[str, Any], *, for_run: bool, kept: Tuning | None) -> Plan:
     cores = tuple(sorted(os.sched_getaffinity(0)))
-    return make_compute_plan(
+    made = make_compute_plan(
         Workload.from_json(scouted["workload"]),
         cluster,
         tuning=kept or _tuning(scouted["tuning"]),
@@ -102,6 +104,16 @@ def plan_from(cluster: Cluster, scouted: Mapping[str, Any], *, for_run: bool, ke
         if scouted.get("served")
         else None,
     )
+    private = scouted.get("private")
+    return made if private is None else replace(made, privacy=_forecast(private))
+
+
+def _forecast(private: Mapping[str, Any]) -> PrivacyForecast:
+    plan = private["plan"]
+    return PrivacyForecast(
+        epsilon=private["epsilon"], delta=plan["delta"], noise_multiplier=plan["noise_multiplier"],
+        sample_rate=plan["sample_rate"], num_units=plan["num_units"], unit=plan["unit"],
+    )  # fmt: skip
 
 
 def num_slots(num_workers: int, num_cores: int) -> int:

@@ -17,6 +17,7 @@ from leptonai.core.control import Halt, Save, order_from_json
 from leptonai.core.errors import Fault
 from leptonai.core.events import Event, event_to_json
 from leptonai.launch.frameworks import FRAMEWORKS, Place
+from leptonai.launch.private_method import private_method
 from leptonai.launch.saboteur import saboteur_from
 from leptonai.training.checkpoint import CheckpointStore
 from leptonai.training.learner import Alone, Exchange
@@ -45,8 +46,16 @@ class Trainer:
         self._exchange = SwitchedExchange(Alone())
         self._hooks = LineHooks(line, ProgressPage(progress_fd, 0), assignment["rank"], phase)
         place = Place(device=assignment["device"], some_unused=assignment["some_unused"])
+        private = assignment["private"]
+        if job.privacy is not None and job.privacy.correlation == "banded":
+            # The noise of earlier steps, which later ones build on, would be lost with its worker.
+            self._job = job = dataclasses.replace(job, elastic=None)
+        method = private and private_method(
+            job, data, private, framework=assignment["framework"], lease=self._hooks.lease
+        )
         self._learner = cast(
-            ElasticLearner, framework.learner(job, self._exchange, tuning, place, self._hooks.exchanging)
+            ElasticLearner,
+            framework.learner(job, self._exchange, tuning, place, self._hooks.exchanging, method),
         )
         store = CheckpointStore(
             Path(assignment["run_dir"]) / "checkpoints", keep=job.checkpoints.keep,
@@ -57,6 +66,7 @@ class Trainer:
         self._loop = Loop(
             job=job, data=data, learner=self._learner, exchange=self._exchange, clock=SystemClock(),
             hooks=self._hooks, identity=assignment["identity"], store=store, gated=assignment["gated"],
+            method=method, last_step=private and private["last_step"],
         )  # fmt: skip
 
     def _restored(self, store: CheckpointStore) -> Start | None:
@@ -179,6 +189,7 @@ class LineHooks:
     def __init__(self, line: Line, page: ProgressPage, rank: int, phase: Phase) -> None:
         self._line, self._page, self._rank, self._phase = line, page, rank, phase
         self._in_group = False
+        self._kept: list[dict[str, Any]] = []
         self._saboteur = saboteur_from(None, "worker", rank, report=self._report_fault)
 
     def enter(self, rank: int, step: int, faults: Mapping[str, Any] | None) -> None:
@@ -198,7 +209,8 @@ class LineHooks:
 
     def orders(self) -> tuple[bool, bool, bool]:
         halt = save = regroup = False
-        for values in self._line.ready():
+        kept, self._kept = self._kept, []
+        for values in (*kept, *self._line.ready()):
             if "order" in values:
                 order = order_from_json(values["order"])
                 halt, save = halt or isinstance(order, Halt), save or isinstance(order, Save)
@@ -222,6 +234,15 @@ class LineHooks:
     def exchanging(self) -> None:
         """This worker now waits for the others."""
         self.note(self._phase.step, "exchanging")
+
+    def lease(self, step: int) -> int:
+        """Wait for the launcher's leave to release private steps, at least up to ``step``."""
+        self._line.send({"charge": step})
+        while True:
+            values = self._line.receive()
+            if "leased" in values:
+                return int(values["leased"])
+            self._kept.append(values)
 
     def epoch_gate(self, epoch: int, step: int, metrics: Mapping[str, float]) -> tuple[bool, float | None]:
         self._line.send({"gate": {"epoch": epoch, "step": step, "metrics": dict(metrics)}})

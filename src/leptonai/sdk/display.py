@@ -69,7 +69,8 @@ class Display:
         bar = "█" * filled + "░" * (_BAR_WIDTH - filled)
         speed = event.examples / max(event.seconds, 1e-9)
         text = f"epoch {self._epoch + 1}/{self._epochs} {bar} {done}/{self._steps_per_epoch}"
-        text += f"  loss {event.loss:.4f}  {speed:,.0f} examples/s"
+        loss = "" if event.loss is None else f"  loss {event.loss:.4f}"
+        text += f"{loss}  {speed:,.0f} examples/s"
         self._write("\r" + text.ljust(self._width))
         self._width = len(text)
 

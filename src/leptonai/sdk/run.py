@@ -43,6 +43,7 @@ def run_live(
         home=Path(os.environ.get("LEPTON_HOME") or DEFAULT_HOME).expanduser().absolute(),
         run_dir=cluster.run_dir,
         epoch_gate=gate,
+        ledger_url=os.environ.get("LEPTON_WORKSPACE"),
     )
     return train(request, on_event=on_event, engine=engine)
 

@@ -15,6 +15,7 @@ from torch import nn
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.errors import InputError
 from leptonai.core.events import Event
+from leptonai.core.privacy import Privacy
 from leptonai.launch.engine import start_engine
 from leptonai.launch.jobs import LiveJob
 from leptonai.launch.request import EpochAnswer, EpochReport
@@ -83,6 +84,7 @@ def fit(
     clip_norm: float | None = None,
     precision: Precision = "auto",
     seed: int | None = None,
+    privacy: Privacy | None = None,
 ) -> History:
     """Train the module on the cluster, leave the trained weights in it, and return what was measured.
 
@@ -99,6 +101,7 @@ def fit(
         metrics: as in ``Evaluate``; None: accuracy where classes are learned.
         schedule, clip_norm, precision: as in ``TrainJob``.
         seed: of the data order and dropout; None: drawn from Python's generator.
+        privacy: as in ``TrainJob``; the history then tells nothing of training examples.
 
     Raises:
         InputError: an argument is wrong, or there is no cluster around the call.
@@ -124,6 +127,7 @@ def fit(
             "seed": random.randrange(2**31) if seed is None else seed,
             "precision": precision,
             "clip_norm": clip_norm,
+            "privacy": privacy,
         }
         job = _live_job(type(module).__name__.lower(), code, settings, train, validation)
         _train(module, cluster, job, steering, engine)

@@ -13,6 +13,7 @@ from leptonai.training.data.order import Order
 from leptonai.training.data.prefetch import prefetched
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch, shares
+from leptonai.training.step_method import Sampler
 
 # Mapped files smaller than this are soon in the page cache, where a thread of their own only costs.
 LARGE_BYTES = 4 * 2**30
@@ -24,11 +25,12 @@ class Feed:
     Args:
         job: names seed, global batch size and accumulation.
         data: the examples.
+        sampler: chooses them; None: the job's own order.
     """
 
-    def __init__(self, job: TrainJob, data: Data) -> None:
+    def __init__(self, job: TrainJob, data: Data, sampler: Sampler | None = None) -> None:
         self._job, self._data = job, data
-        self._order = Order(
+        self._order: Sampler = sampler or Order(
             seed=job.seed,
             num_examples=len(data.train),
             global_batch_size=job.global_batch_size,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from leptonai.core.errors import InputError
+from leptonai.core.privacy import Privacy
 from leptonai.training.data.dataset import Data
 from leptonai.training.elastic import Elastic
 from leptonai.training.optimizers import Optimizer
@@ -21,6 +22,9 @@ Toggle = Literal["auto", "on", "off"]
 
 NAMED_LOSSES = ("cross_entropy", "binary_cross_entropy", "mse")
 NAMED_METRICS = ("accuracy", "mae", "mse")
+
+
+_PARTS = (("elastic", Elastic), ("parameter_server", ParameterServer), ("privacy", Privacy))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +142,7 @@ class TrainJob:
         seed: of weights, data order, augmentation and dropout; >= 0.
         elastic: what happens when a worker is lost; None: the run ends.
         parameter_server: keep the parameters in servers; None: workers sum their gradients among themselves.
+        privacy: train with differential privacy; None: without.
 
     Raises:
         InputError: a value lies outside its range.
@@ -169,6 +174,7 @@ class TrainJob:
     speed: Speed = field(default_factory=Speed)
     elastic: Elastic | None = field(default_factory=Elastic)
     parameter_server: ParameterServer | None = None
+    privacy: Privacy | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -202,7 +208,7 @@ class TrainJob:
             raise InputError(
                 f"TrainJob: unknown precision {self.precision!r}", hint="one of auto, float32, bfloat16"
             )
-        for name, kind in (("elastic", Elastic), ("parameter_server", ParameterServer)):
+        for name, kind in _PARTS:
             value = getattr(self, name)
             if not (value is None or isinstance(value, kind)):
                 raise InputError(

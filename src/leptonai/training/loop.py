@@ -26,6 +26,7 @@ from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch, Exchange, Learner
 from leptonai.training.loop_state import Own, Shared
 from leptonai.training.saving import Saver
+from leptonai.training.step_method import StepMethod
 
 Ending = Literal["done", "stopped", "regroup"]
 
@@ -68,6 +69,8 @@ class Loop:
         identity: what makes the job this job, kept in each checkpoint.
         store: where rank 0 saves; None: nowhere.
         gated: whether to ask ``hooks.epoch_gate`` after each epoch.
+        method: takes the steps in a way of its own, and nothing is told of training examples; None: ordinary ones.
+        last_step: the run ends after this many steps, if that is before the job's end.
     """
 
     def __init__(
@@ -82,12 +85,17 @@ class Loop:
         identity: Mapping[str, Any],
         store: CheckpointStore | None,
         gated: bool = False,
+        method: StepMethod | None = None,
+        last_step: int | None = None,
     ) -> None:
         self._job, self._data, self._learner, self._exchange = job, data, learner, exchange
         self._hooks, self._clock, self._gated = hooks, clock, gated
-        self._feed = Feed(job, data)
-        self._steps_per_epoch = job.steps_per_epoch(len(data.train))
-        self._total = job.total_steps(len(data.train))
+        self._method = method
+        self._feed = Feed(job, data, method.sampler if method is not None else None)
+        num_examples = len(data.train) if method is None else method.num_examples
+        self._steps_per_epoch = job.steps_per_epoch(num_examples)
+        self._total = job.total_steps(num_examples)
+        self._last = self._total if last_step is None else min(last_step, self._total)
         self._saver = Saver(
             rule=job.checkpoints, store=store, learner=learner, exchange=exchange, hooks=hooks, clock=clock,
             identity=identity, steps_per_epoch=self._steps_per_epoch,
@@ -157,7 +165,7 @@ class Loop:
         self._hooks.note(shared.done, "computing")
         self._follow_up()
         batches = self._feed.batches(
-            range(shared.done, self._total if not shared.ending else shared.done),
+            range(shared.done, self._last if not shared.ending else shared.done),
             rank=self._exchange.rank, num_workers=self._exchange.num_workers,
         )  # fmt: skip
         with closing(batches):
@@ -176,6 +184,10 @@ class Loop:
         shared = self.shared
         step, rank = shared.done, self._exchange.rank
         self._hooks.note(step, "computing")
+        if self._method is not None:
+            total = self._method.examples_per_step
+            if rank == 0:
+                self._method.charge(step + 1)
         factor = self._job.schedule(step, self._total) * shared.lr_scale
         # A seed of its own for each (job, step, worker): nothing random needs to be saved for resume.
         seed = int(np.random.SeedSequence([self._job.seed, step, rank]).generate_state(1)[0])
@@ -189,7 +201,8 @@ class Loop:
         shared.examples += total
         shared.epoch_examples += total
         shared.steps += 1
-        self._own.add(loss, sum(len(batch[0]) for batch in micro_batches))
+        if self._method is None:
+            self._own.add(loss, sum(len(batch[0]) for batch in micro_batches))
 
     def _follow_up(self) -> None:
         """Do what is left of what follows the step; each stage whole or, when its exchange breaks, not at all."""
@@ -198,7 +211,7 @@ class Loop:
             self.shared.stage += 1
 
     def _epoch_ends(self) -> bool:
-        return self.shared.done % self._steps_per_epoch == 0 or self.shared.done == self._total
+        return self.shared.done % self._steps_per_epoch == 0 or self.shared.done == self._last
 
     # -- agreeing and reporting -------------------------------------------------------------------
 
@@ -243,7 +256,7 @@ class Loop:
             at_seconds=self._clock.now_seconds(),
             step=shared.done,
             epoch=(shared.done - 1) // self._steps_per_epoch,
-            loss=loss / max(counted, 1),
+            loss=None if self._method is not None else loss / max(counted, 1),
             examples=shared.examples,
             seconds=seconds,
             learning_rate=self._learner.base_learning_rate * factor,
@@ -272,6 +285,8 @@ class Loop:
         shared.train_metrics = {
             name: float(value) / counted for name, value in zip(["loss", *metrics], sums[1:], strict=True)
         }
+        if self._method is not None:
+            shared.train_metrics = {}
         now = self._clock.monotonic_seconds()
         self._tell(
             EpochDone(
@@ -307,7 +322,7 @@ class Loop:
     def _decide(self) -> None:
         """Whether the run ends here, if nobody has stopped it."""
         shared = self.shared
-        if not shared.ending and (self._goal_is_reached() or shared.done >= self._total):
+        if not shared.ending and (self._goal_is_reached() or shared.done >= self._last):
             shared.ending = "done"
 
     def _goal_is_reached(self) -> bool:
@@ -321,7 +336,7 @@ class Loop:
         epoch, left = divmod(done, self._steps_per_epoch)
         by_epochs = left == 0 and rule.every_epochs > 0 and epoch % rule.every_epochs == 0
         by_steps = rule.every_steps > 0 and done % rule.every_steps == 0
-        due = done == self._total or ((by_epochs or by_steps) and done >= rule.from_step)
+        due = done == self._last or ((by_epochs or by_steps) and done >= rule.from_step)
         if due and not self.shared.ending:
             self._evaluate()
 

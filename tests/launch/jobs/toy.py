@@ -12,7 +12,7 @@ from torch import nn
 from leptonai.training.data.dataset import Arrays, Data
 from leptonai.training.data.draws import Draws
 from leptonai.training.elastic import Elastic  # noqa: F401
-from leptonai.training.job import Checkpoints, Evaluate, Speed, TrainJob  # noqa: F401
+from leptonai.training.job import Checkpoints, Evaluate, Speed, StopWhen, TrainJob  # noqa: F401
 from leptonai.training.optimizers import SGD, AdamW
 from leptonai.training.schedules import OneCycle
 

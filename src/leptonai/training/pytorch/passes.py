@@ -68,18 +68,21 @@ class Passes:
             name: metric_function(metric) for name, metric in job.evaluate.named(job.loss).items()
         }
         self._loss = None if job.step is not None else loss_function(job.loss)
+        self._count_metrics = True
         self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metrics if self._loss else (), 0.0)
 
-    def loss(self, batch: Batch, *, module: nn.Module | None = None) -> torch.Tensor:
+    def loss(self, batch: Batch, *, module: nn.Module | None = None, secret: bool = False) -> torch.Tensor:
         """The mean loss over a batch, ready for ``backward``.
 
         Args:
             module: :attr:`module`, wrapped; None: as it is.
+            secret: nothing may depend on the loss but the gradient: no metric is counted, none is refused.
 
         Raises:
             InputError: the job's step or loss does not give one number.
             Fault: the loss is not finite.
         """
+        self._count_metrics = not secret
         with self.autocast():
             found: Any = (module or self.module)(self.to_device(batch))
         if not isinstance(found, torch.Tensor) or found.numel() != 1:
@@ -87,6 +90,8 @@ class Passes:
                 "TrainJob: the loss must be one number, the mean over the batch",
                 hint="did step or loss forget .mean()?",
             )
+        if secret:
+            return found
         value = float(found.detach())
         if not math.isfinite(value):
             raise Fault(
@@ -98,6 +103,8 @@ class Passes:
         assert self._loss is not None
         *inputs, labels = tensors
         outputs = model(*inputs)
+        if not self._count_metrics:
+            return self._loss(outputs, labels)
         with torch.no_grad():
             for name, metric in self._metrics.items():
                 self.train_metric_sums[name] += float(metric(outputs, labels).sum())

@@ -17,6 +17,7 @@ from leptonai.core.errors import Fault
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch, Exchange, LearnerState
 from leptonai.training.optimizers import SGD
+from leptonai.training.step_method import GradientSum, StepMethod
 from leptonai.training.tensorflow import tensors
 from leptonai.training.tensorflow.build import (
     FixedPrecision,
@@ -55,13 +56,20 @@ class KerasLearner:
         exchange: the link to the other workers.
         tuning: precision and compilation.
         example: prepared examples for a model without ``Input``; None: the first of the job's data.
+        method: sums gradients in a way of its own, and nothing is told of training examples; None: the usual way.
 
     Attributes:
         train_metric_sums: sums of the metrics over the training examples since the loop last cleared them.
     """
 
     def __init__(
-        self, job: TrainJob, exchange: Exchange, *, tuning: Tuning, example: Batch | None = None
+        self,
+        job: TrainJob,
+        exchange: Exchange,
+        *,
+        tuning: Tuning,
+        example: Batch | None = None,
+        method: StepMethod | None = None,
     ) -> None:
         self._job, self._exchange, self._tuning = job, exchange, tuning
         self.model = build_model(job, precision=tuning.precision, example=example)
@@ -77,7 +85,8 @@ class KerasLearner:
         self._shared_PM = np.zeros(self._num_P + sum(_sizes(self._moving)), np.float32)
         self._compiled: dict[Any, Any] = {}
         self._metric_names = list(job.evaluate.named(job.loss))
-        known = job.step is None or isinstance(job.step, WeightedStep)
+        self._sum = None if method is None else method.gradients(self.model)
+        known = method is None and (job.step is None or isinstance(job.step, WeightedStep))
         self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metric_names if known else [], 0.0)
         self._unfinished: tuple[list[NDArray[Any]], dict[str, float]] | None = None
         self.join()
@@ -94,6 +103,8 @@ class KerasLearner:
                 variable.assign(value)
             self.train_metric_sums.update(sums)
             self._unfinished = None
+        if self._sum is not None:
+            self._sum.part(leads=False)
 
     @property
     def base_learning_rate(self) -> float:
@@ -107,6 +118,8 @@ class KerasLearner:
         self, micro_batches: Sequence[Batch], *, num_examples: int, lr_factor: float, seed: int
     ) -> float:
         self._reseed(seed)
+        if self._sum is not None:
+            return self._summed_step(self._sum, micro_batches, lr_factor)
         rate = np.float32(self._base_rate * lr_factor)
         if self._exchange.num_workers == 1 and len(micro_batches) == 1:
             return self._count(self._run(self._fused, micro_batches[0], rate), len(micro_batches[0][0]))
@@ -122,6 +135,18 @@ class KerasLearner:
         self._apply(self._shared_PM, rate)
         self._unfinished = None
         return total
+
+    def _summed_step(self, sums: GradientSum, micro_batches: Sequence[Batch], lr_factor: float) -> float:
+        for batch in micro_batches:
+            sums.add(self._secret_loss, tuple(as_keras(column) for column in batch))
+        part = sums.part(leads=self._exchange.rank == 0)
+        self._exchange.sum(part)
+        self._shared_PM[:] = sums.gradient(part)
+        self._apply(self._shared_PM, np.float32(self._base_rate * lr_factor))
+        return 0.0
+
+    def _secret_loss(self, columns: Any) -> Any:
+        return self._measure(columns, training=True)[0]
 
     def _count(self, measured: Any, num_examples: int) -> float:
         """Check the mean loss, keep the metrics' sums, and return the loss's sum."""
@@ -241,11 +266,16 @@ class KerasLearner:
                 raise Fault(f"the weights {variable.path} are not finite", hint=hint)
         model = tensors.read(tensors.model_names(self.model), self.model.weights)
         slots = tensors.read(tensors.optimizer_names(self.optimizer, self.model), self.optimizer.variables)
-        return LearnerState(tensors={**model, **slots}, values={"framework": "tensorflow"})
+        values: dict[str, Any] = {"framework": "tensorflow"}
+        if self._sum is not None:
+            values["step_method"] = dict(self._sum.values)
+        return LearnerState(tensors={**model, **slots}, values=values)
 
     def restore(self, state: LearnerState) -> None:
         names = tensors.model_names(self.model) + tensors.optimizer_names(self.optimizer, self.model)
         tensors.write(names, [*self.model.weights, *self.optimizer.variables], state.tensors)
+        if self._sum is not None:
+            self._sum.values.update(state.values.get("step_method", {}))
 
     def _reseed(self, seed: int) -> None:
         for place, variable in enumerate(self._seeds):

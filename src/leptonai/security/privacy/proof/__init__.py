@@ -1,0 +1,1 @@
+"""Evidence that a private run kept its promise."""

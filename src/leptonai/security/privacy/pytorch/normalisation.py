@@ -1,0 +1,219 @@
+"""Rules of the normalisation layers that keep examples apart, and of PReLU.
+
+Their parameters are few, so the examples' gradients are formed at once and held, (B, features): nothing of the
+activations stays behind. Legend: B examples, C channels, F normalised features, S all positions of an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leptonai.core.errors import InputError
+from leptonai.security.privacy.pytorch.tape import Rule, Tape
+from leptonai.security.privacy.pytorch.tapping import (
+    PerExampleRecord,
+    detached,
+    require_examples_first,
+    tap,
+    trainable,
+)
+
+
+def _add_affine(
+    tape: Tape,
+    module: Any,
+    grad: Tensor,
+    x: Tensor,
+    normalise: Callable[[Tensor], Tensor],
+    reduce: Callable[[Tensor], Tensor],
+) -> None:
+    """Record weight and bias of ``normalise(x) * weight + bias``; ``reduce`` sums over an example's positions."""
+    weight: Any = module.weight
+    bias: Any = getattr(module, "bias", None)
+    gradients = []
+    if trainable(weight):
+        gradients.append(reduce(normalise(x).mul_(grad)).view(-1, *weight.shape))
+    if trainable(bias):
+        gradients.append(reduce(grad).view(-1, *bias.shape))
+    key = (type(module).__name__, tuple(grad.shape))
+    tape.add(PerExampleRecord(trainable(weight, bias), key, tuple(gradients)))
+
+
+class _AffineRule:
+    """What the rules here share: nothing to refuse, and the plain layer where nothing is to be trained."""
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """None: these layers keep examples apart."""
+        return None
+
+
+def _plain(module: Any, x: Tensor) -> Any:
+    return type(module).forward(module, x)
+
+
+def _is_taped(module: Any) -> bool:
+    return torch.is_grad_enabled() and bool(trainable(module.weight, getattr(module, "bias", None)))
+
+
+class LayerNormRule(_AffineRule):
+    """LayerNorm over the last dimensions, on (B, ..., F)."""
+
+    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
+        """Normalise; record the examples' weight and bias gradients."""
+        layer: Any = module
+        (x,) = (*inputs, *options.values())
+        if not _is_taped(layer):
+            return _plain(layer, x)
+        _require_outside(layer, tape, x)
+        shape, eps = layer.normalized_shape, layer.eps
+        y = F.layer_norm(x, shape, detached(layer.weight), detached(layer.bias), eps)
+
+        def listen(grad: Tensor, x: Tensor) -> None:
+            _add_affine(
+                tape, layer, grad, x, lambda x: F.layer_norm(x, shape, eps=eps), _sum_middle(len(shape))
+            )
+
+        return tap(tape, y, listen, x)
+
+
+class RMSNormRule(_AffineRule):
+    """RMSNorm over the last dimensions, on (B, ..., F)."""
+
+    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
+        """Normalise; record the examples' weight gradients."""
+        layer: Any = module
+        (x,) = (*inputs, *options.values())
+        if not _is_taped(layer):
+            return _plain(layer, x)
+        _require_outside(layer, tape, x)
+        shape, eps = list(layer.normalized_shape), layer.eps
+        y = F.rms_norm(x, shape, detached(layer.weight), eps)
+
+        def listen(grad: Tensor, x: Tensor) -> None:
+            _add_affine(
+                tape, layer, grad, x, lambda x: F.rms_norm(x, shape, eps=eps), _sum_middle(len(shape))
+            )
+
+        return tap(tape, y, listen, x)
+
+
+class GroupNormRule(_AffineRule):
+    """GroupNorm on (B, C, ...)."""
+
+    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
+        """Normalise; record the examples' weight and bias gradients."""
+        layer: Any = module
+        (x,) = (*inputs, *options.values())
+        if not _is_taped(layer):
+            return _plain(layer, x)
+        require_examples_first(layer, tape, x)
+        groups, eps = layer.num_groups, layer.eps
+        y = F.group_norm(x, groups, detached(layer.weight), detached(layer.bias), eps)
+
+        def listen(grad: Tensor, x: Tensor) -> None:
+            _add_affine(tape, layer, grad, x, lambda x: F.group_norm(x, groups, eps=eps), _sum_positions)
+
+        return tap(tape, y, listen, x)
+
+
+class InstanceNormRule:
+    """InstanceNorm1d/2d/3d on (B, C, ...), with each example's own statistics."""
+
+    _DIMS: ClassVar[dict[type[nn.Module], int]] = {
+        nn.InstanceNorm1d: 3,
+        nn.InstanceNorm2d: 4,
+        nn.InstanceNorm3d: 5,
+    }
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Running statistics mix the examples, and no noise protects them."""
+        layer: Any = module
+        if layer.track_running_stats:
+            return (
+                f"{type(module).__name__} with track_running_stats=True keeps statistics of the data without "
+                "noise; use track_running_stats=False, or GroupNorm"
+            )
+        return None
+
+    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
+        """Normalise; record the examples' weight and bias gradients."""
+        layer: Any = module
+        (x,) = (*inputs, *options.values())
+        if not _is_taped(layer):
+            return _plain(layer, x)
+        if x.dim() != self._DIMS[type(layer)]:
+            raise InputError(
+                f"{type(layer).__name__}: expected (examples, channels, ...) in {self._DIMS[type(layer)]} "
+                f"dimensions, found shape {tuple(x.shape)}"
+            )
+        require_examples_first(layer, tape, x)
+        eps = layer.eps
+        weight, bias = detached(layer.weight), detached(layer.bias)
+        y = F.instance_norm(x, weight=weight, bias=bias, use_input_stats=True, eps=eps)
+
+        def listen(grad: Tensor, x: Tensor) -> None:
+            _add_affine(tape, layer, grad, x, lambda x: F.instance_norm(x, eps=eps), _sum_positions)
+
+        return tap(tape, y, listen, x)
+
+
+class PReLURule(_AffineRule):
+    """PReLU on (B, ...) with one slope, or on (B, C, ...) with a slope a channel."""
+
+    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
+        """Apply it; record the examples' slope gradients."""
+        layer: Any = module
+        (x,) = (*inputs, *options.values())
+        if not _is_taped(layer):
+            return _plain(layer, x)
+        require_examples_first(layer, tape, x)
+        weight = layer.weight
+
+        def listen(grad: Tensor, x: Tensor) -> None:
+            below = x.clamp(max=0).mul_(grad)
+            each = below.flatten(1).sum(1, keepdim=True) if weight.numel() == 1 else _sum_positions(below)
+            tape.add(PerExampleRecord((weight,), ("PReLU", tuple(x.shape)), (each,)))
+
+        return tap(tape, F.prelu(x, weight.detach()), listen, x)
+
+
+def _require_outside(layer: Any, tape: Tape, x: Tensor) -> None:
+    """The examples lie in dimension 0, and dimension 0 is not normalised over."""
+    require_examples_first(layer, tape, x)
+    if x.dim() <= len(layer.normalized_shape):
+        raise InputError(
+            f"{type(layer).__name__}: expected (examples, ...) before the normalised dimensions "
+            f"{tuple(layer.normalized_shape)}, found shape {tuple(x.shape)}"
+        )
+
+
+def _sum_middle(normalised_dims: int) -> Callable[[Tensor], Tensor]:
+    """Sum over what lies between the examples and the last dimensions: (B, ..., F) to (B, F)."""
+
+    def reduce(grads: Tensor) -> Tensor:
+        middle = grads.dim() - 1 - normalised_dims
+        return grads.sum(dim=tuple(range(1, 1 + middle))) if middle else grads
+
+    return reduce
+
+
+def _sum_positions(grads: Tensor) -> Tensor:
+    """Sum over all but examples and channels: (B, C, ...) to (B, C)."""
+    return grads if grads.dim() == 2 else grads.flatten(2).sum(2)
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.LayerNorm: LayerNormRule(),
+    nn.RMSNorm: RMSNormRule(),
+    nn.GroupNorm: GroupNormRule(),
+    nn.InstanceNorm1d: InstanceNormRule(),
+    nn.InstanceNorm2d: InstanceNormRule(),
+    nn.InstanceNorm3d: InstanceNormRule(),
+    nn.PReLU: PReLURule(),
+}
+"""Layer type to rule."""
