@@ -170,7 +170,8 @@ class Clipper:
         whole_B = self._factors_B(self.last_norms_B, self._clip, finite_B)
         share = self._clip / math.sqrt(self._groups.num_layers)
         every_B = []
-        for record in self._tape.records:
+        while self._tape.records:  # each is let go of once it is added: together they are most of the memory
+            record = self._tape.records.pop(0)
             factors_B = whole_B
             if self._clipping == "per_layer":
                 layer = self._groups.layer_of(record)
