@@ -54,6 +54,10 @@ bench: $(VENV)/.dev  ## Run the benchmarks (an hour and a half; peers install th
 	$(BIN)/python -m benchmarks.parameter_server
 	$(BIN)/python -m benchmarks.consistency
 	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.private_training
+	$(BIN)/python -m benchmarks.privacy_accounting
+	$(BIN)/python -m benchmarks.private_accuracy
+	$(BIN)/python -m benchmarks.privacy_audit
 
 docs: $(VENV)/.dev  ## Write the generated pages of docs/ anew
 	$(BIN)/python -m leptonai.compute.reference > docs/cluster-file.md

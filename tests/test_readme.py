@@ -23,7 +23,7 @@ def test_the_programs_of_the_readme_run(tmp_path: Path) -> None:
     assert sum(block.is_run for block in blocks(README)) >= 2
     walk(README, tmp_path, settings=SETTINGS)
     runs = list((tmp_path / "runs").iterdir())
-    assert len(runs) == 3  # the job, the same with a parameter server, and fit
+    assert len(runs) == 4  # the job, the same with a parameter server, the same privately, and fit
     for name in _files_of_a_run():
         assert all((run / name).exists() for run in runs), name
 

@@ -70,6 +70,21 @@ def test_two_runs_of_one_job_see_different_samples_and_noise(run: Runner) -> Non
     assert spent(run) > 5.0  # both were charged, to one budget
 
 
+def test_masks_and_augmentation_follow_a_secret_that_differs_in_each_launch(run: Runner) -> None:
+    """Drawn by places in the sample under a seed that is known, they would tell who is in it."""
+    for name in ("first", "second"):
+        run(f"drawing({str(run.home / name)!r} + '.txt')", run=name)
+    first, second = (
+        [line.split() for line in (run.home / f"{name}.txt").read_text().splitlines()]
+        for name in ("first", "second")
+    )
+    assert len(first) == len(second) == 7
+    assert not {draw for draw, _ in first} & {draw for draw, _ in second}
+    seeds = [{seed for _, seed in each[1:]} for each in (first, second)]  # of the step before
+    assert len(seeds[0]) == 6
+    assert not seeds[0] & seeds[1]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,12 @@ class PrivateMethod:
     def charge(self, step: int) -> None:
         if step > self._leased:
             self._leased = self._lease(step)
+
+
+def draw_seed(words: Mapping[str, Any]) -> int:
+    """The secret seed of dropout and augmentation in this launch; told by the sampling key, and telling nothing of it."""
+    digest = hashlib.blake2b(bytes.fromhex(words["key"]), digest_size=8, person=b"lepton draws").digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def private_method(

@@ -334,6 +334,9 @@ class _Run:
 
     def _announce(self, run_dir: Path, plan: Plan, scouted: Mapping[str, Any]) -> None:
         now = self._clock.now_seconds
+        if self._private is not None and not self._private.limited:
+            message = "no grant limits this data; set one with: lepton privacy grant"
+            self._emit(Notice(at_seconds=now(), message=message))
         for warning in plan.warnings:
             self._emit(Notice(at_seconds=now(), message=warning))
         for damaged in scouted["damaged"]:

@@ -17,7 +17,7 @@ from leptonai.core.control import Halt, Save, order_from_json
 from leptonai.core.errors import Fault
 from leptonai.core.events import Event, event_to_json
 from leptonai.launch.frameworks import FRAMEWORKS, Place
-from leptonai.launch.private_method import private_method
+from leptonai.launch.private_method import draw_seed, private_method
 from leptonai.launch.saboteur import saboteur_from
 from leptonai.training.checkpoint import CheckpointStore
 from leptonai.training.learner import Alone, Exchange
@@ -63,8 +63,10 @@ class Trainer:
         )  # fmt: skip
         self._start = self._restored(store)
         self._begun = False
+        # Dropout and augmentation draw by places in the sample; known draws would tell places, and so who is there.
+        drawn = job if private is None else dataclasses.replace(job, seed=draw_seed(private))
         self._loop = Loop(
-            job=job, data=data, learner=self._learner, exchange=self._exchange, clock=SystemClock(),
+            job=drawn, data=data, learner=self._learner, exchange=self._exchange, clock=SystemClock(),
             hooks=self._hooks, identity=assignment["identity"], store=store, gated=assignment["gated"],
             method=method, last_step=private and private["last_step"],
         )  # fmt: skip

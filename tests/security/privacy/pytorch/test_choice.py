@@ -63,25 +63,43 @@ def test_a_preferred_way_needs_no_trial() -> None:
     assert clock.calls == []
 
 
-def test_the_physical_batch_is_the_size_that_was_fastest() -> None:
-    clock = _Clock()
-    physical = PhysicalBatch(sizes=(2, 4), now=clock)
-    for _ in range(12):
-        with physical.step(8) as pieces:
-            assert [place for piece in pieces for place in range(8)[piece]] == list(range(8))
-            clock.seconds += {1: 3.0, 4: 2.0, 2: 1.0}[len(pieces)]
-    assert physical.size == 4
+@pytest.mark.parametrize(
+    ("seconds", "size"),
+    [
+        ({8: 3.0, 4: 2.0, 2: 1.0, 1: 0.5}, 0),
+        ({8: 3.0, 4: 2.0, 2: 1.0, 1: 1.0}, 8),
+        ({8: 3.0, 4: 3.0, 2: 1.0, 1: 1.0}, 2),
+    ],
+)
+def test_the_physical_batch_grows_while_that_is_faster(seconds: dict[int, float], size: int) -> None:
+    clock, tried = _Clock(), []
+    physical = PhysicalBatch(smallest=2, now=clock)
+    while physical.size is None:
+        with physical.step(16) as pieces:
+            assert [place for piece in pieces for place in range(16)[piece]] == list(range(16))
+            clock.seconds += seconds[len(pieces)]
+            tried.append(len(pieces))
+    assert physical.size == size
+    assert tried == sorted(tried, reverse=True)
+
+
+def test_a_batch_below_the_smallest_size_goes_whole() -> None:
+    physical = PhysicalBatch(smallest=64)
+    for _ in range(4):
+        with physical.step(10) as pieces:
+            assert pieces == (slice(0, 10),)
+    assert physical.size == 0
 
 
 def test_empty_steps_have_no_pieces_and_decide_nothing() -> None:
-    physical = PhysicalBatch(sizes=(2,))
+    physical = PhysicalBatch(smallest=2)
     for _ in range(20):
         with physical.step(0) as pieces:
             assert pieces == ()
     assert physical.size is None
 
 
-@pytest.mark.parametrize(("sizes", "whole"), [((0,), True), ((), False), ((8, -1), False)])
-def test_sizes_below_one_are_refused(sizes: tuple[int, ...], whole: bool) -> None:
+@pytest.mark.parametrize(("smallest", "fixed"), [(0, None), (-1, None), (64, -1)])
+def test_sizes_below_one_are_refused(smallest: int, fixed: int | None) -> None:
     with pytest.raises(InputError, match="PhysicalBatch"):
-        PhysicalBatch(sizes=sizes, whole=whole)
+        PhysicalBatch(smallest=smallest, fixed=fixed)

@@ -170,8 +170,7 @@ class Clipper:
         whole_B = self._factors_B(self.last_norms_B, self._clip, finite_B)
         share = self._clip / math.sqrt(self._groups.num_layers)
         every_B = []
-        while self._tape.records:  # each is let go of once it is added: together they are most of the memory
-            record = self._tape.records.pop(0)
+        for record in self._tape.records:
             factors_B = whole_B
             if self._clipping == "per_layer":
                 layer = self._groups.layer_of(record)
@@ -180,7 +179,8 @@ class Clipper:
         if self._exact is not None:
             self._exact.add(self._tape.records, every_B, num_examples)
             return
-        for record, factors_B in zip(self._tape.records, every_B, strict=True):
+        while self._tape.records:  # each is let go of once it is added: together they hold most of the memory
+            record, factors_B = self._tape.records.pop(), every_B.pop()
             record.add_weighted(factors_B, tuple(self._views[id(each)] for each in record.parameters))
 
     @staticmethod

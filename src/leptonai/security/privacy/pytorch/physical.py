@@ -1,7 +1,7 @@
-"""How many of a step's examples go through the model at once: more steps at first, then the fastest that was seen.
+"""How many of a step's examples go through the model at once: few at first, then more while that is faster.
 
 A model's activations for a whole batch may not fit the caches, and memory is fetched anew for each; fewer examples at
-a time give the same sum of gradients.
+a time give the same sum of gradients. Growing from below, a size that only costs memory is tried once, not twice.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from leptonai.core.errors import InputError
 
 _TURNS = 3
 """Steps each size is timed for, after one that is not."""
+_GAIN = 0.98
+"""A larger size must take at most this part of the time of the smaller."""
+_NEARLY_WHOLE = 0.75
+"""Pieces larger than this part of a batch leave a second one that is too small: the next size is the whole."""
 
 
 class PhysicalBatch:
@@ -23,51 +27,59 @@ class PhysicalBatch:
     What it does depends on numbers of examples and on time, never on the examples.
 
     Args:
-        sizes: to try beside the whole; one alone is taken without timing.
-        whole: also try the whole batch.
+        smallest: the first size to try, >= 1; each next one is twice as large, the last the whole batch.
+        fixed: take this size without timing; 0 for the whole batch.
         now: a clock in seconds.
 
     Attributes:
         size: the one found, None while steps are still being timed; 0 means the whole.
 
     Raises:
-        InputError: a size is below 1, or there is none.
+        InputError: a size is out of range.
 
-    >>> with PhysicalBatch(sizes=(64,), whole=False).step(150) as pieces:
+    >>> with PhysicalBatch(fixed=64).step(150) as pieces:
     ...     [(piece.start, piece.stop) for piece in pieces]
     [(0, 64), (64, 128), (128, 150)]
     """
 
     def __init__(
-        self,
-        *,
-        sizes: tuple[int, ...] = (64, 128),
-        whole: bool = True,
-        now: Callable[[], float] = time.perf_counter,
+        self, *, smallest: int = 64, fixed: int | None = None, now: Callable[[], float] = time.perf_counter
     ) -> None:
-        candidates = (*((0,) if whole else ()), *sizes)
-        if not candidates or any(size < 1 for size in sizes):
-            raise InputError(f"PhysicalBatch: expected sizes >= 1, found {sizes}")
-        self._seconds: dict[int, list[float]] = {size: [] for size in candidates}
+        if smallest < 1 or (fixed is not None and fixed < 0):
+            raise InputError(f"PhysicalBatch: expected sizes >= 1, found {smallest} and {fixed}")
+        self.size = fixed
+        self._trial = smallest
         self._now = now
-        self.size: int | None = candidates[0] if len(candidates) == 1 else None
+        self._seconds: list[float] = []
+        self._best: tuple[float, int] | None = None
+        self._largest_step = 0
 
     @contextmanager
     def step(self, num_examples: int) -> Iterator[tuple[slice, ...]]:
         """The pieces of a step, timed until the block ends; no examples, no pieces."""
-        size = self._next() if self.size is None else self.size
+        self._largest_step = max(self._largest_step, num_examples)
+        size = self._trial if self.size is None else self.size
         stride = size or max(1, num_examples)
         began = self._now()
         yield tuple(
             slice(start, min(start + stride, num_examples)) for start in range(0, num_examples, stride)
         )
         if self.size is None and num_examples > 0:
-            self._note(size, (self._now() - began) / num_examples)
+            self._note((self._now() - began) / num_examples)
 
-    def _next(self) -> int:
-        return min(self._seconds, key=lambda size: len(self._seconds[size]))
-
-    def _note(self, size: int, seconds: float) -> None:
-        self._seconds[size].append(seconds)
-        if all(len(found) > _TURNS for found in self._seconds.values()):
-            self.size = min(self._seconds, key=lambda each: statistics.median(self._seconds[each][1:]))
+    def _note(self, seconds_per_example: float) -> None:
+        self._seconds.append(seconds_per_example)
+        if len(self._seconds) <= _TURNS:
+            return
+        found = (statistics.median(self._seconds[1:]), self._trial)
+        self._seconds = []
+        if self._best is not None and found[0] > _GAIN * self._best[0]:
+            self.size = self._best[1]
+            return
+        self._best = found
+        if self._trial == 0 or self._trial >= self._largest_step:
+            self.size = 0
+            return
+        self._trial *= 2
+        if self._trial > _NEARLY_WHOLE * self._largest_step:
+            self._trial = 0
