@@ -127,8 +127,16 @@ REFUSED = [
     ("global_batch_size=500", InputError, "larger than the data"),
     ("noise_multiplier=0.5", Refused, "costs epsilon"),
     ("population=300", Refused, "steps"),
-    ("model=lambda: nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))", Refused, "GroupNorm"),
-    ("loss=lambda outputs, labels: nn.functional.cross_entropy(outputs - outputs.mean(0), labels)", Refused, "loss"),
+    (
+        "model=lambda: nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))",
+        Refused,
+        "GroupNorm",
+    ),
+    (
+        "loss=lambda outputs, labels: nn.functional.cross_entropy(outputs - outputs.mean(0), labels)",
+        Refused,
+        "loss",
+    ),
 ]
 
 

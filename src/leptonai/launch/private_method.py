@@ -104,7 +104,7 @@ class PrivateMethod:
 
 
 def draw_seed(words: Mapping[str, Any]) -> int:
-    """The secret seed of dropout and augmentation in this launch; told by the sampling key, and telling nothing of it."""
+    """The secret seed of dropout and augmentation in this launch, from the sampling key."""
     digest = hashlib.blake2b(bytes.fromhex(words["key"]), digest_size=8, person=b"lepton draws").digest()
     return int.from_bytes(digest, "little") >> 1
 

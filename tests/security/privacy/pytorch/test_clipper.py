@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leptonai.core.errors import InputError, Refused
+from leptonai.core.errors import InputError
 from leptonai.security.privacy.pytorch.clipper import Clipper
 from tests.security.privacy.pytorch.loops import (
     clipped_sum,
@@ -247,5 +247,5 @@ def test_a_loss_that_is_no_scalar_or_knows_no_layer_is_refused() -> None:
 
 def test_batch_normalisation_below_another_module_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.BatchNorm1d(6)))
-    with pytest.raises(Refused, match=r"1\.0: .*GroupNorm"):
+    with pytest.raises(InputError, match=r"1\.0: .*GroupNorm"):
         Clipper(model, clip=1.0)

@@ -41,7 +41,9 @@ def build(name: str) -> tuple[Any, Any, tuple[Any, Any]]:
     def loss(columns: Any) -> Any:
         given, wanted = columns
         found = model(given, training=True)
-        return tf.reduce_mean(tf.keras.losses.sparse_categorical_crossentropy(wanted, found, from_logits=True))
+        return tf.reduce_mean(
+            tf.keras.losses.sparse_categorical_crossentropy(wanted, found, from_logits=True)
+        )
 
     return model, loss, (inputs, labels)
 

@@ -1,7 +1,8 @@
 """What a list of charges costs: epsilon, delta, and the noise that keeps a target.
 
 Every result is an upper bound for data sets that differ by one unit, present or not, also where what a use asks
-depends on what earlier ones gave, as long as the charges themselves were fixed beforehand. How it is computed and why it is a bound: docs/design/privacy-accounting.md.
+depends on what earlier ones gave, as long as the charges themselves were fixed beforehand. How it is computed and
+why it is a bound: docs/design/privacy-accounting.md.
 """
 
 from __future__ import annotations

@@ -57,8 +57,7 @@ class Clipper:
         last_norms_B: norms of the last pass; not finite where a gradient was not. Private data.
 
     Raises:
-        Refused: a layer cannot be trained privately.
-        InputError: nothing is trainable, or ``clip`` is out of range.
+        InputError: a layer cannot be trained privately, nothing is trainable, or ``clip`` is out of range.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -194,7 +194,8 @@ class WithTorch:
         for dim in range(num_dims):
             reach = geometry.dilation[dim] * (geometry.kernel[dim] - 1) + 1
             windows = windows.unfold(2 + dim, reach, geometry.stride[dim])
-        windows = windows[(..., *[slice(None, None, step) for step in geometry.dilation])]
+        every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in geometry.dilation))
+        windows = windows[every]
         positions, kernel = range(2, 2 + num_dims), range(2 + num_dims, 2 + 2 * num_dims)
         columns = windows.permute(0, 1, *kernel, *positions).reshape(
             num_examples * geometry.groups, geometry.num_taps, geometry.num_positions

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from leptonai.core.errors import InputError, Refused
+from leptonai.core.errors import InputError
 from leptonai.security.privacy.pytorch import attention, embedding, normalisation, recurrent, refusals
 from leptonai.security.privacy.pytorch.choice import Chooser
 from leptonai.security.privacy.pytorch.convolution import ConvolutionRule
@@ -56,13 +56,13 @@ def find_sites(model: nn.Module, rules: Mapping[type, Rule]) -> tuple[Site, ...]
     """Which modules go through which rule: the outermost that have one, or that own trainable parameters.
 
     Raises:
-        Refused: a module cannot be trained privately; the message names it and the substitute.
+        InputError: a module cannot be trained privately; the message names it and the substitute.
     """
     for name, module in model.named_modules():
         rule = _rule_of(module, rules)
         reason = None if rule is None else rule.refusal(module)
         if reason is not None:
-            raise Refused(f"{name or type(module).__name__}: {reason}")
+            raise InputError(f"{name or type(module).__name__}: {reason}")
     sites: list[Site] = []
     seen: set[int] = set()
 

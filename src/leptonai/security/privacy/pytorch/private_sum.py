@@ -13,6 +13,7 @@ from leptonai.security.privacy.noise.gaussian import NormalSource
 from leptonai.security.privacy.noisy import NoisySum
 from leptonai.security.privacy.plan import PrivatePlan
 from leptonai.security.privacy.pytorch.clipper import Clipper
+from leptonai.security.privacy.pytorch.physical import PhysicalBatch
 
 
 class PrivateSum:
@@ -33,6 +34,8 @@ class PrivateSum:
         self._clipper = Clipper(
             model, clip=plan.clip, clipping="per_layer" if per_layer else "flat", exact=self._exact
         )
+        # Exactly: one by one, as an example's gradient may be rounded otherwise in a batch of another size.
+        self._physical = PhysicalBatch(fixed=1 if self._exact else None)
         self._noisy = NoisySum(plan, source)
         self.values = self._noisy.values
         self._num_examples, self._stale = 0, True
@@ -44,11 +47,10 @@ class PrivateSum:
 
     def add(self, loss: Callable[[Any], Tensor], batch: tuple[NDArray[Any], ...]) -> None:
         self._begin()
-        # Exactly: one by one, as an example's gradient may be rounded otherwise in a batch of another size.
-        size = 1 if self._exact else len(batch[0])
-        for start in range(0, len(batch[0]), size):
-            some = tuple(column[start : start + size] for column in batch)
-            self._clipper.add(lambda some=some: loss(some), size)  # type: ignore[misc]
+        with self._physical.step(len(batch[0])) as pieces:
+            for piece in pieces:
+                some = tuple(column[piece] for column in batch)
+                self._clipper.add(lambda some=some: loss(some), len(some[0]))  # type: ignore[misc]
         self._num_examples += len(batch[0])
 
     def _begin(self) -> None:
