@@ -171,7 +171,7 @@ def test_a_stopped_run_goes_on_and_pays_for_each_step_once(run: Runner) -> None:
     assert 0 < first.privacy[0] < 3.5
     assert spent(run) == pytest.approx(first.privacy[0])
     result = run("private()", resume=True)
-    assert result.step == 28
+    assert 26 <= result.step <= 28  # what was leased and not taken is gone
     assert result.privacy is not None
     assert 3.9 < result.privacy[0] <= 4.0
     assert spent(run) == pytest.approx(result.privacy[0])

@@ -27,8 +27,10 @@ from leptonai.security.privacy.proof.statement import write_statement
 KEY_FILE = "ledger.key"
 """In the home directory: the secret that seals the ledger's rows."""
 
-# How much of a run is leased at once: what a crash in the middle costs at most, for nothing.
+# How much of a run is leased at once, at most: what a crash or a stop in the middle costs for nothing.
 _LEASE_SHARE = 0.05
+# Leases grow while they follow each other faster than this: each is a write to the disk that workers wait for.
+_LEASE_SECONDS = 1.0
 _REPORTS = 40
 
 
@@ -71,7 +73,8 @@ class PrivateRun:
         if self.last_step > first_step:
             self.limited = self._reserve(name).limited
         self._leased = self._told = 0
-        self._chunk = max(1, math.ceil(_LEASE_SHARE * (self.last_step - first_step)))
+        self._most = max(1, math.ceil(_LEASE_SHARE * (self.last_step - first_step)))
+        self._chunk, self._leased_seconds = 1, -math.inf
 
     def _earlier_steps(self, resumed: bool) -> int:
         """Steps that earlier launches of this run were given leave to release; closes what they left open."""
@@ -122,6 +125,10 @@ class PrivateRun:
     def lease(self, step: int) -> int:
         """Give leave to release steps up to at least ``step``; it is in the ledger before this returns."""
         if step > self._leased:
+            now = self._clock.monotonic_seconds()
+            quick = now - self._leased_seconds < _LEASE_SECONDS
+            self._chunk = min(2 * self._chunk, self._most) if quick else max(1, self._chunk // 2)
+            self._leased_seconds = now
             until = min(self.last_step, step - 1 + self._chunk)
             self._ledger.lease(self._request, self._count(until - self.first_step))
             self._leased = until

@@ -71,7 +71,7 @@ class ScatteringFeatures:
     def __post_init__(self) -> None:
         if self.colours not in (1, 3):
             raise InputError(f"ScatteringFeatures: expected colours 1 or 3, found {self.colours!r}")
-        scattering = Scattering(self.size)
+        scattering = _scattering(self.size)
         num_maps, side = self.colours * scattering.num_maps, scattering.side
         if self.fold_mirrored and side % 2:
             raise InputError(f"ScatteringFeatures: fold_mirrored needs maps of an even side, found {side}")
@@ -83,7 +83,7 @@ class ScatteringFeatures:
     @property
     def num_features(self) -> int:
         """Numbers of one image."""
-        scattering = Scattering(self.size)
+        scattering = _scattering(self.size)
         features = int(self.colours * scattering.num_maps * scattering.side**2)
         return features // 2 if self.fold_mirrored else features
 
@@ -106,7 +106,7 @@ class ScatteringFeatures:
         else:
             maps = functional.group_norm(maps, self.num_groups)
         if self.fold_mirrored:
-            mirrored = Scattering(self.size).mirrored_maps()
+            mirrored = _scattering(self.size).mirrored_maps()
             order = [colour * len(mirrored) + each for colour in range(self.colours) for each in mirrored]
             maps = ((maps + maps[:, order].flip(3)) / 2)[..., : maps.shape[3] // 2]
         features: NDArray[np.float32] = maps.flatten(1).numpy()
