@@ -152,6 +152,17 @@ def test_what_would_void_the_guarantee_is_refused_before_anything_starts(
     assert not (run.home / "run").exists()
 
 
+def test_features_spend_the_budget_of_what_they_were_computed_from(run: Runner) -> None:
+    run("private(steps=5, epochs=None)", run="raw")
+    run(
+        "private(steps=5, epochs=None, name='features', "
+        "data=Data(train=Arrays(inputs * 2, labels), origin=Arrays(inputs, labels)))",
+        run="features",
+    )
+    ledger = ledger_of(run)
+    assert ledger.find("features").digest == ledger.find("toy").digest
+
+
 def test_a_job_that_would_overspend_is_refused_and_leaves_nothing(run: Runner) -> None:
     run("private(epsilon=2.0)", run="first")
     ledger = ledger_of(run)

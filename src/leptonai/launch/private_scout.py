@@ -41,7 +41,7 @@ def scout_private(job: TrainJob, framework: FrameworkName, model: Any, data: Dat
         "plan": plan.to_json(),
         "num_examples": num_examples,
         "epsilon": plan.epsilon(plan.steps),
-        "digest": content_digest(data.train.columns),
+        "digest": _digest(data),
         "tenant": privacy.tenant,
         "block": privacy.block,
     }
@@ -54,8 +54,11 @@ def dataset_of_job(path: Path) -> Dataset:
         InputError: the file or its data is wrong.
     """
     job = load_job(path)
-    digest = content_digest(job.load_data().train.columns)
-    return Dataset(digest=digest, name=job.name or JobFile(path=path).task)
+    return Dataset(digest=_digest(job.load_data()), name=job.name or JobFile(path=path).task)
+
+
+def _digest(data: Data) -> str:
+    return content_digest((data.origin or data.train).columns)
 
 
 def check_job(job: TrainJob, privacy: Privacy) -> None:

@@ -71,6 +71,7 @@ def test_first_of_more_than_there_are_is_all() -> None:
         ({"train": np.zeros(3)}, "train is a ndarray"),
         ({"train": arrays(), "evaluate": np.zeros(3)}, "evaluate is a ndarray"),
         ({"train": arrays(), "evaluate": Arrays(np.zeros(3))}, "2 columns but evaluate has 1"),
+        ({"train": arrays(), "origin": Arrays(np.zeros(99))}, "origin has 99"),
         ({"train": arrays(), "prepare": Scale()}, "prepare must be a tuple"),
         ({"train": arrays(), "augment": (1,)}, "augment must be a tuple"),
     ],

@@ -77,6 +77,8 @@ def test_cached_features_are_those_computed(tmp_path: Path) -> None:
         features, labels = arrays.take(np.arange(count))
         np.testing.assert_array_equal(features, GREY.of(source.take(np.arange(count))[0]))
         np.testing.assert_array_equal(labels, np.arange(count) % 3)
+    assert found.origin is not None  # a private run on the features spends the images' budget
+    np.testing.assert_array_equal(found.origin.take(np.arange(9))[0], data().train.take(np.arange(9))[0])
 
 
 def test_they_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,8 @@ class Data:
         evaluate: examples to measure on, with the same number of columns; None: none are held out.
         prepare: applied in turn to every batch, such as :class:`~leptonai.training.data.prepare.Scale`.
         augment: applied in turn, before ``prepare``, to training batches only.
+        origin: the examples that ``train`` was computed from, one for one, if it was: whose privacy a private run
+            spends.
 
     Raises:
         InputError: the parts do not fit together.
@@ -194,11 +196,12 @@ class Data:
     evaluate: Arrays | None = None
     prepare: tuple[Prepare, ...] = ()
     augment: tuple[Augment, ...] = ()
+    origin: Arrays | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train", "evaluate"):
+        for name in ("train", "evaluate", "origin"):
             found = getattr(self, name)
-            if not isinstance(found, Arrays) and not (name == "evaluate" and found is None):
+            if not isinstance(found, Arrays) and not (name != "train" and found is None):
                 raise InputError(
                     f"Data: {name} is a {type(found).__name__}, expected Arrays",
                     hint="write Arrays(images, labels)",
@@ -206,6 +209,11 @@ class Data:
         counts = [len(part.columns) for part in (self.train, self.evaluate) if part is not None]
         if len(set(counts)) > 1:
             raise InputError(f"Data: train has {counts[0]} columns but evaluate has {counts[1]}")
+        if self.origin is not None and len(self.origin) != len(self.train):
+            raise InputError(
+                f"Data: train has {len(self.train)} examples but origin has {len(self.origin)}",
+                hint="origin holds what each training example was computed from, in the same order",
+            )
         for name in ("prepare", "augment"):
             steps = getattr(self, name)
             if not isinstance(steps, tuple | list) or not all(callable(step) for step in steps):

@@ -144,7 +144,8 @@ def scattered(data: Data, features: ScatteringFeatures, *, places: Places | None
         ) from error
     folder = root / _PUBLISHED
     evaluate = None if data.evaluate is None else _opened(folder / "evaluate.npy", data.evaluate)
-    return Data(train=_opened(folder / "train.npy", data.train), evaluate=evaluate)
+    train = _opened(folder / "train.npy", data.train)
+    return Data(train=train, evaluate=evaluate, origin=data.origin or data.train)
 
 
 def _opened(path: Path, examples: Arrays) -> Arrays:
