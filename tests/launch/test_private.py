@@ -89,7 +89,7 @@ def test_masks_and_augmentation_follow_a_secret_that_differs_in_each_launch(run:
     "changes",
     [
         "clipping='adaptive'", "clipping='per_layer'", "unit='user', users=users, examples_per_user=2",
-        "max_batch=60", "correlation='banded', bands=4, epsilon=20.0", "population=150, steps=20, epochs=None",
+        "max_batch=60", "loss=None, step=step", "correlation='banded', bands=4, epsilon=20.0", "population=150, steps=20, epochs=None",
         "precision='exact'",
     ],
 )  # fmt: skip
@@ -132,6 +132,7 @@ REFUSED = [
         Refused,
         "GroupNorm",
     ),
+    ("loss=None, step=lambda model, batch: step(model, batch) * len(batch[0])", Refused, "sums over"),
     (
         "loss=lambda outputs, labels: nn.functional.cross_entropy(outputs - outputs.mean(0), labels)",
         Refused,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,16 @@ def check_torch_job(job: TrainJob, model: nn.Module, batch: Batch) -> int:
             outputs: Any = model(*inputs)
         check_loss(loss_function(job.loss), outputs, labels)
     else:
-        step = job.step
-        check_loss(lambda *columns: step(model, columns), *tensors)
+        _check_step(job.step, model, tensors)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _check_step(step: Callable[[Any, Any], Any], model: nn.Module, tensors: tuple[torch.Tensor, ...]) -> None:
+    """A step's loss must be the mean over its examples too; they are named by their places here."""
+    places = torch.arange(len(tensors[0]))
+    training = model.training
+    model.eval()  # without dropout, which would look like a dependence
+    try:
+        check_loss(lambda chosen, _: step(model, tuple(column[chosen] for column in tensors)), places, places)
+    finally:
+        model.train(training)
