@@ -89,7 +89,8 @@ def test_masks_and_augmentation_follow_a_secret_that_differs_in_each_launch(run:
     "changes",
     [
         "clipping='adaptive'", "clipping='per_layer'", "unit='user', users=users, examples_per_user=2",
-        "max_batch=60", "loss=None, step=step", "correlation='banded', bands=4, epsilon=20.0", "population=150, steps=20, epochs=None",
+        "max_batch=60", "loss=None, step=step", "correlation='banded', bands=4, epsilon=20.0",
+        "population=150, steps=20, epochs=None",
         "precision='exact'",
     ],
 )  # fmt: skip
