@@ -153,12 +153,15 @@ class Ordinary:
         self.examples = self.work.draw(units or self.work.units)
         self.labels = torch.randint(0, CLASSES, (len(self.examples),))
 
-    def step(self) -> None:
-        """One step."""
-        chosen = torch.randint(len(self.examples), (self.work.batch,), generator=self.generator)
+    def step(self, piece: int = 0) -> None:
+        """One step; with ``piece`` so many examples go through the model at a time."""
+        batch = self.work.batch
+        chosen = torch.randint(len(self.examples), (batch,), generator=self.generator)
         self.optimizer.zero_grad()
-        loss = functional.cross_entropy(self.model(self.examples[chosen]), self.labels[chosen])
-        loss.backward()  # type: ignore[no-untyped-call]
+        for start in range(0, batch, piece or batch):
+            part = chosen[start : start + (piece or batch)]
+            loss = functional.cross_entropy(self.model(self.examples[part]), self.labels[part])
+            (loss * (len(part) / batch)).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
 

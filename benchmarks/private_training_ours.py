@@ -88,8 +88,10 @@ def steps(name: ModelName, rounds: int, quick: bool) -> dict[str, object]:
     private = Private(name, beside=ordinary)
     both = {"ordinary": ordinary.step, "ours": private.step}
     alternate(both, rounds=1 if quick else WARM_STEPS, limit_seconds=300.0)
-    found = alternate(both, rounds=1 if quick else rounds, limit_seconds=300.0)
-    return {**found, "physical": float(private.physical.size or 0)}
+    piece = private.physical.size or 0
+    every = {**both, "ordinary in pieces": lambda: ordinary.step(piece)}
+    found = alternate(every, rounds=1 if quick else rounds, limit_seconds=300.0)
+    return {**found, "physical": float(piece)}
 
 
 def memory(name: ModelName, who: str, quick: bool) -> dict[str, object]:
