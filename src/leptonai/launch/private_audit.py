@@ -68,13 +68,15 @@ class RealTrainer:
         self._job, self._data, self._plan, self._ranks, self._without = job, data, plan, ranks, without
         users = job.privacy.users if job.privacy is not None else None
         self._users_N = None if users is None else users_as_units(users(), num_examples=len(data.train))
-        self.declared = self._declared()
         self.reset()
+        self.declared = self._declared()
 
     def _declared(self) -> Declared:
         plan = self._plan
+        exact = plan.precision == "exact"  # rounding to the grid adds a little, to the noise as well
+        clip = self._sums.sensitivity_grid * self._sums.unit if exact else plan.clip
         return Declared(
-            sensitivity=plan.clip * plan.sensitivity_clips, noise_multiplier=plan.gradient_noise_multiplier,
+            sensitivity=clip * plan.sensitivity_clips, noise_multiplier=plan.gradient_noise_multiplier,
             sample_rate=plan.sample_rate, num_units=plan.num_units, num_parameters=plan.num_parameters,
             steps=plan.steps, epsilon=plan.epsilon(plan.steps), delta=plan.delta,
             normaliser=plan.examples_per_step, ranks=self._ranks, max_batch=plan.max_batch,
@@ -97,9 +99,9 @@ class RealTrainer:
     def reset(self) -> None:
         """Initial weights and a fresh optimiser."""
         self._sums: Any = None
-        self._learner = self._new_learner(None)
+        self._learner = self._new_learner()
 
-    def _new_learner(self, source: Any) -> Any:
+    def _new_learner(self) -> Any:
         from leptonai.security.privacy.pytorch.private_sum import PrivateSum
         from leptonai.training.pytorch.passes import TorchOptions
         from leptonai.training.pytorch.summed import SummedLearner
@@ -107,10 +109,10 @@ class RealTrainer:
         trainer = self
 
         class Opened:
-            """Hands out sums whose noise comes from the given source."""
+            """Hands out the sum."""
 
             def gradients(self, model: Any) -> PrivateSum:
-                made = trainer._sums = PrivateSum(model, trainer._plan, source=source)
+                made = trainer._sums = PrivateSum(model, trainer._plan)
                 return made
 
         learner = SummedLearner(self._job, Alone(), TorchOptions(), cast(Any, Opened()))
@@ -143,7 +145,7 @@ class RealTrainer:
         for share in shares(len(batch[0]), self._ranks):
             if share.stop > share.start:
                 self._learner.add(tuple(column[share] for column in batch))
-            total_P += self._sums.part(leads=False)[: len(total_P)]
+            total_P += self._sums.part(leads=False)[: len(total_P)] * self._sums.unit
         return total_P.astype(np.float32)
 
     def _batch(self, units: Units, extra: Sequence[Example]) -> Batch:
@@ -157,22 +159,22 @@ class RealTrainer:
 
     def noise(self, step: int, key: bytes) -> Floats:
         """(P,) the noise that all ranks together add."""
-        from leptonai.security.privacy.noise.gaussian import NormalSource
         from leptonai.security.privacy.pytorch.private_sum import PrivateSum
 
         model = self._learner.model
-        sums = PrivateSum(model, self._plan, source=NormalSource(_step_key(key, step)))
+        sums = PrivateSum(model, self._plan, key=_step_key(key, step))
         sums.values.update(self._sums.values)
-        parts = [
-            sums.part(leads=rank == 0)[: self._plan.num_parameters].copy() for rank in range(self._ranks)
-        ]
+        size = self._plan.num_parameters
+        parts = [sums.part(leads=rank == 0)[:size] * sums.unit for rank in range(self._ranks)]
         return np.asarray(np.sum(parts, axis=0, dtype=np.float64), np.float32)
 
     def apply(self, noisy_sum_P: Floats) -> Floats:
         """One step of the optimiser; the new weights."""
-        summed = noisy_sum_P.copy()
+        summed = noisy_sum_P / np.float32(self._sums.unit)
         if self._plan.clipping == "adaptive":  # the clip is held where it is
-            summed = np.append(summed, np.float32(self._plan.clip_quantile * self._plan.examples_per_step))
+            summed = np.append(
+                summed, np.float32((self._plan.clip_quantile - 0.5) * self._plan.examples_per_step)
+            )
         self._learner.apply(summed)
         return np.concatenate([each.detach().numpy().ravel() for each in self._learner.parameters])
 

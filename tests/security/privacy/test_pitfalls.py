@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from leptonai.core.privacy import Privacy
-from leptonai.security.privacy.noise.gaussian import NormalSource
 from leptonai.security.privacy.plan import plan_privately
 from leptonai.security.privacy.pytorch.private_sum import PrivateSum
 from leptonai.training.data.dataset import Arrays, Data
@@ -46,10 +45,10 @@ class Method:
     """As much of a step method as a learner asks for, with noise that tests can repeat."""
 
     def __init__(self, key: bytes) -> None:
-        self._source = NormalSource(key)
+        self._key = key
 
     def gradients(self, model: Any) -> PrivateSum:
-        return PrivateSum(model, PLAN, source=self._source)
+        return PrivateSum(model, PLAN, key=self._key)
 
 
 def learner(key: bytes = KEY) -> SummedLearner:
@@ -85,10 +84,7 @@ def test_accumulated_gradients_get_the_noise_of_one_step() -> None:
 
 @pytest.mark.parametrize("num_workers", [2, 4])
 def test_workers_together_add_the_noise_of_one(num_workers: int) -> None:
-    sums = [
-        PrivateSum(create_model(), PLAN, source=NormalSource(bytes([rank] * 32)))
-        for rank in range(num_workers)
-    ]
+    sums = [PrivateSum(create_model(), PLAN, key=bytes([rank] * 32)) for rank in range(num_workers)]
     once = sum(each.part(leads=rank == 0).copy() for rank, each in enumerate(sums))
     assert np.std(once) == pytest.approx(2.0, rel=0.1)
     each_of_them = sum(each.part(leads=True).copy() for each in sums)
@@ -164,7 +160,7 @@ def test_one_more_moves_the_sum_by_the_clip_and_one_replaced_by_twice_that() -> 
 @pytest.mark.parametrize("count", [0, 1, BATCH, 2 * BATCH])
 def test_the_divisor_does_not_count_the_examples(count: int) -> None:
     made, batch = learner(), examples(count)
-    again = PrivateSum(made.model, PLAN, source=NormalSource(KEY))
+    again = PrivateSum(made.model, PLAN, key=KEY)
 
     def loss(given: Batch) -> torch.Tensor:
         inputs, labels = (torch.from_numpy(column) for column in given)

@@ -14,7 +14,6 @@ from leptonai.core.errors import InputError, Refused
 from leptonai.core.privacy import Privacy
 from leptonai.security.privacy.accounting.accountant import epsilon
 from leptonai.security.privacy.accounting.mechanisms import Charge, Gaussian, SampledGaussian
-from leptonai.security.privacy.noise.gaussian import NormalSource
 from leptonai.security.privacy.noisy import NoisySum
 from leptonai.security.privacy.plan import PrivatePlan, plan_from_words, plan_privately, users_as_units
 
@@ -45,17 +44,17 @@ def test_the_noise_in_the_sum_is_the_accounts_noise_times_what_one_unit_can_chan
 ) -> None:
     made = plan(noise_multiplier=2.0, **asked)
     total_P = np.zeros(200_000, np.float32)
-    NoisySum(made, NormalSource(bytes(32))).part(total_P, num_examples=0, num_within=0, leads=True)
+    NoisySum(made, bytes(32)).part(total_P, num_examples=0, num_within=0, leads=True)
     expected = made.noise_multiplier * scale
     assert total_P.std() == pytest.approx(expected, rel=0.01)
     quiet_P = np.zeros(9, np.float32)
-    NoisySum(made, NormalSource(bytes(32))).part(quiet_P, num_examples=0, num_within=0, leads=False)
+    NoisySum(made, bytes(32)).part(quiet_P, num_examples=0, num_within=0, leads=False)
     assert not quiet_P.any()
 
 
 def test_the_sum_is_divided_by_a_public_number_whatever_the_sample() -> None:
     made = plan()
-    noisy = NoisySum(made, NormalSource(bytes(32)))
+    noisy = NoisySum(made, bytes(32))
     assert noisy.gradient(np.full(5, 100, np.float32)).tolist() == [1.0] * 5
 
 
@@ -68,7 +67,7 @@ def test_an_adaptive_clips_count_is_paid_for_by_more_noise_on_the_gradient() -> 
 
 def test_an_adaptive_clip_follows_the_quantile() -> None:
     made = plan(clipping="adaptive", clip=1.0, clip_quantile=0.5)
-    noisy = NoisySum(made, NormalSource(bytes(32)))
+    noisy = NoisySum(made, bytes(32))
     for _ in range(30):  # all examples are within the clip, so it is too large
         part = noisy.part(np.zeros(3, np.float32), num_examples=100, num_within=100, leads=True)
         noisy.gradient(part)

@@ -20,15 +20,15 @@ class NoisySum:
 
     Args:
         plan: how much noise there is.
-        source: where it comes from; None: a fresh one that nobody can repeat.
+        key: 32 bytes that the noise follows from, for tests and audits; None: nobody can repeat it.
 
     Attributes:
         values: ``clip``, the norm that gradients are cut to; moves only if it is adaptive.
     """
 
-    def __init__(self, plan: PrivatePlan, source: NormalSource | None) -> None:
-        self._plan, self._source = plan, source or NormalSource()
-        self._integers = DiscreteSource()
+    def __init__(self, plan: PrivatePlan, key: bytes | None = None) -> None:
+        self._plan, self._source = plan, NormalSource(key)
+        self._integers = DiscreteSource(key)
         self._banded: BandedNoise | None = None
         if plan.correlation == "banded":
             coefficients = banded_coefficients(plan.bands, plan.steps)

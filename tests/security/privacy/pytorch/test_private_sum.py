@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from leptonai.core.privacy import Privacy
-from leptonai.security.privacy.noise.gaussian import NormalSource
 from leptonai.security.privacy.plan import PrivatePlan, plan_privately
 from leptonai.security.privacy.pytorch.private_sum import PrivateSum
 
@@ -32,7 +31,7 @@ def sums(made: PrivatePlan) -> tuple[PrivateSum, Any]:
         inputs, labels = (torch.from_numpy(column) for column in batch)
         return nn.functional.cross_entropy(model(inputs), labels)
 
-    return PrivateSum(model, made, source=NormalSource(bytes(32))), loss
+    return PrivateSum(model, made, key=bytes(32)), loss
 
 
 def batch(count: int) -> tuple[np.ndarray, np.ndarray]:

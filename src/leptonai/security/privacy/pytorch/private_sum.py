@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leptonai.security.privacy.noise.gaussian import NormalSource
 from leptonai.security.privacy.noisy import NoisySum
 from leptonai.security.privacy.plan import PrivatePlan
 from leptonai.security.privacy.pytorch.clipper import Clipper
@@ -22,13 +21,13 @@ class PrivateSum:
     Args:
         model: its trainable parameters' gradients are summed.
         plan: how they are clipped, and how much noise there is.
-        source: of the noise; None: a fresh one that nobody can repeat.
+        key: 32 bytes that the noise follows from, for tests and audits; None: nobody can repeat it.
 
     Attributes:
         values: ``clip``, the norm that gradients are cut to; moves only if it is adaptive.
     """
 
-    def __init__(self, model: nn.Module, plan: PrivatePlan, *, source: NormalSource | None = None) -> None:
+    def __init__(self, model: nn.Module, plan: PrivatePlan, *, key: bytes | None = None) -> None:
         per_layer = plan.clipping == "per_layer"
         self._exact = plan.precision == "exact"
         self._clipper = Clipper(
@@ -36,9 +35,14 @@ class PrivateSum:
         )
         # Exactly: one by one, as an example's gradient may be rounded otherwise in a batch of another size.
         self._physical = PhysicalBatch(fixed=1 if self._exact else None)
-        self._noisy = NoisySum(plan, source)
+        self._noisy = NoisySum(plan, key)
         self.values = self._noisy.values
         self._num_examples, self._stale = 0, True
+
+    @property
+    def unit(self) -> float:
+        """What 1 in a part stands for: 1, or the grid of an exact sum."""
+        return self._clipper.exact.grid if self._exact else 1.0
 
     @property
     def sensitivity_grid(self) -> int:
@@ -72,5 +76,5 @@ class PrivateSum:
 
     def gradient(self, summed: NDArray[Any]) -> Tensor:
         if self._exact:
-            summed = (summed * self._clipper.exact.grid).astype("float32")
+            summed = (summed * self.unit).astype("float32")
         return torch.from_numpy(self._noisy.gradient(summed))

@@ -8,7 +8,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from leptonai.core.errors import InputError
-from leptonai.security.privacy.noise.gaussian import NormalSource
 from leptonai.security.privacy.noisy import NoisySum
 from leptonai.security.privacy.plan import PrivatePlan
 from leptonai.security.privacy.tensorflow.clipping import KerasClipper
@@ -17,12 +16,12 @@ from leptonai.security.privacy.tensorflow.clipping import KerasClipper
 class KerasPrivateSum:
     """Satisfies :class:`leptonai.training.step_method.GradientSum`; see the PyTorch ``PrivateSum``."""
 
-    def __init__(self, model: Any, plan: PrivatePlan, *, source: NormalSource | None = None) -> None:
+    def __init__(self, model: Any, plan: PrivatePlan, *, key: bytes | None = None) -> None:
         if plan.precision == "exact":
             raise InputError("Privacy: exact sums are for PyTorch models", hint="leave precision out")
         per_layer = plan.clipping == "per_layer"
         self._clipper = KerasClipper(model.trainable_variables, clipping="per_layer" if per_layer else "flat")
-        self._noisy = NoisySum(plan, source)
+        self._noisy = NoisySum(plan, key)
         self.values = self._noisy.values
         self._num_examples, self._stale = 0, True
 
