@@ -70,6 +70,15 @@ class SwitchConsistency:
 Order = Halt | Save | Resize | SwitchConsistency
 
 
+def order_word(order: Order) -> str:
+    """What an order is called, in events and replies.
+
+    >>> order_word(SwitchConsistency(mode="asp"))
+    'consistency'
+    """
+    return "consistency" if isinstance(order, SwitchConsistency) else type(order).__name__.lower()
+
+
 def order_to_json(order: Order) -> dict[str, Any]:
     """The order as JSON-ready values.
 

@@ -16,7 +16,7 @@ from leptonai.compute.engines.base import Engine, Exited, Message, Report, Start
 from leptonai.compute.engines.progress import MOST_WORKERS, ProgressPage
 from leptonai.compute.engines.supervise import Hang, Limits
 from leptonai.core.clock import Clock
-from leptonai.core.control import Halt, Order, Resize, Save, SwitchConsistency, order_to_json
+from leptonai.core.control import Halt, Order, Resize, Save, SwitchConsistency, order_to_json, order_word
 from leptonai.core.errors import InputError
 from leptonai.core.events import Event, OrderTaken, WorkerFailed, WorkerStarted, event_from_json
 from leptonai.core.faults import Role
@@ -231,7 +231,7 @@ class Gang:
     def _pass_orders(self) -> None:
         while not self._orders.empty():
             order = self._orders.get()
-            word = "consistency" if isinstance(order, SwitchConsistency) else type(order).__name__.lower()
+            word = order_word(order)
             self._outbox.send(OrderTaken(at_seconds=self._clock.now_seconds(), order=word))
             self._pass_on(order)
         halted = self._halted_seconds

@@ -13,7 +13,7 @@ from typing import Any, assert_never
 
 from leptonai.compute.engines.base import Exited, Message, Report, Started
 from leptonai.core.clock import Clock
-from leptonai.core.control import Halt, Order
+from leptonai.core.control import Halt, Order, order_word
 from leptonai.core.errors import Fault
 from leptonai.core.events import (
     Event,
@@ -151,7 +151,7 @@ class ServedGang:
             self._hear(report)
         while not self._orders.empty():
             order = self._orders.get()
-            word = type(order).__name__.lower()
+            word = order_word(order)
             self._on_event(OrderTaken(at_seconds=self._clock.now_seconds(), order=word))
             self._do(self._steering.follow(order))
         for rank, deal in list(self._orphans.items()):
