@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.privacy_audit_postgresql import postgresql
+from benchmarks.postgresql import postgres
 from benchmarks.privacy_ledger_race import Race, race
 
 
@@ -25,7 +25,7 @@ def on_sqlite(count: int) -> Race:
 
 def on_postgresql(count: int) -> Race:
     """``count`` reservers on a server that is started for them."""
-    with postgresql() as url:
+    with postgres() as url:
         return race(url, reservers=count)
 
 

@@ -254,7 +254,7 @@ class Gang:
                 if not self._roster.forming:
                     self._engine.send(self._roster.group[0].name, {"order": order_to_json(order)})
             case SwitchConsistency():
-                pass  # refused in order()
+                raise AssertionError("refused in order()")
             case _:
                 assert_never(order)
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks.postgresql import missing, postgres
 
 from leptonai.core.workspace import Workspace
-from tests.security.privacy.postgres import missing, postgres
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A real PostgreSQL in a temporary directory, for tests: a socket in a private directory, no TCP port."""
+"""A real PostgreSQL in a temporary directory, for benchmarks and tests: a socket in a private directory, no TCP port."""
 
 from __future__ import annotations
 
@@ -32,10 +32,15 @@ def missing() -> str:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A server with one empty database; yields its URL. Everything is gone afterwards."""
+    """A server with one empty database; yields its URL. Everything is gone afterwards.
+
+    Raises:
+        FileNotFoundError: there can be none here.
+        RuntimeError: it did not start.
+    """
     initdb, server = _program("initdb"), _program("postgres")
-    assert initdb is not None
-    assert server is not None
+    if missing() or initdb is None or server is None:
+        raise FileNotFoundError(missing())
     user = _unprivileged() if os.geteuid() == 0 else None
     # Not below pytest's directory, which other users cannot enter.
     root = Path(tempfile.mkdtemp(prefix="pg-"))
@@ -44,14 +49,27 @@ def postgres() -> Iterator[str]:
             os.chown(root, user, -1)
         data = root / "data"
         with (root / "log").open("wb") as log:
-            common = {"user": user, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "cwd": root}
+            begin = [
+                initdb,
+                "-D",
+                str(data),
+                "-U",
+                "lepton",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--no-sync",
+                "--locale=C",
+            ]
+            serve = [server, "-D", str(data), "-k", str(root), "-h", "", "-c", "max_connections=200"]
             subprocess.run(
-                [initdb, "-D", str(data), "-U", "lepton", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C"],
-                check=True, timeout=120, env=_environment(root), **common,
+                begin, check=True, timeout=120, env=_environment(root), user=user, cwd=root,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
             process = subprocess.Popen(
-                [server, "-D", str(data), "-k", str(root), "-h", "", "-F", "-c", "max_connections=200"],
-                env=_environment(root), **common,
+                serve, env=_environment(root), user=user, cwd=root,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
             try:
                 _wait(process, root)
