@@ -1,4 +1,4 @@
-"""A real PostgreSQL in a temporary directory, for benchmarks and tests: a socket in a private directory, no TCP port."""
+"""A real PostgreSQL in a temporary directory, for benchmarks and tests: a private socket, no TCP port."""
 
 from __future__ import annotations
 
