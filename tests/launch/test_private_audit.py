@@ -35,6 +35,7 @@ def test_a_run_without_a_promise_cannot_be_audited(run: Runner) -> None:
 def test_a_run_whose_data_changed_since_cannot_be_audited(run: Runner) -> None:
     run("private(steps=3, epochs=None)")
     job = run.home / "run.py"
-    job.write_text(job.read_text().replace("job = ", "inputs += 1\njob = "))
+    other = "data=Data(train=Arrays(inputs + 1, labels))"
+    job.write_text(job.read_text().replace("epochs=None", f"epochs=None, {other}"))
     with pytest.raises(InputError, match="changed since"):
         open_trainer(run.home / "run")

@@ -20,28 +20,11 @@ from leptonai.core.errors import InputError
 from leptonai.security.privacy.pytorch.choice import Chooser
 from leptonai.security.privacy.pytorch.projections import Part, project
 from leptonai.security.privacy.pytorch.tape import Rule, Tape
-from leptonai.security.privacy.pytorch.tapping import per_example_copies, trainable
+from leptonai.security.privacy.pytorch.tapping import TapedRule, per_example_copies
 
 
-class AttentionRule:
-    """MultiheadAttention with packed or separate projections, all options.
-
-    Args:
-        chooser: remembers how each projection's gradients are computed fastest.
-    """
-
-    def __init__(self, chooser: Chooser | None = None) -> None:
-        self._chooser = chooser or Chooser()
-
-    def refusal(self, module: nn.Module) -> str | None:
-        """None: attention keeps examples apart."""
-        return None
-
-    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
-        """What ``module(*inputs)`` gives, up to the rounding of float32."""
-        if not (torch.is_grad_enabled() and trainable(*module.parameters())):
-            return type(module).forward(module, *inputs, **options)
-        return self._taped(module, tape, *inputs, **options)
+class AttentionRule(TapedRule):
+    """MultiheadAttention with packed or separate projections, all options."""
 
     def _taped(
         self,

@@ -6,10 +6,10 @@ activations stays behind. Legend: B examples, C channels, F normalised features,
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +17,7 @@ from leptonai.core.errors import InputError
 from leptonai.security.privacy.pytorch.tape import Rule, Tape
 from leptonai.security.privacy.pytorch.tapping import (
     PerExampleRecord,
+    TapedRule,
     detached,
     require_examples_first,
     tap,
@@ -28,100 +29,74 @@ def _add_affine(
     tape: Tape,
     module: Any,
     grad: Tensor,
-    x: Tensor,
-    normalise: Callable[[Tensor], Tensor],
+    normalised: Callable[[], Tensor],
     reduce: Callable[[Tensor], Tensor],
 ) -> None:
-    """Record weight and bias of ``normalise(x) * weight + bias``; ``reduce`` sums over an example's positions."""
+    """Record weight and bias of ``normalised() * weight + bias``; ``reduce`` sums over an example's positions."""
     weight: Any = module.weight
     bias: Any = getattr(module, "bias", None)
     gradients = []
     if trainable(weight):
-        gradients.append(reduce(normalise(x).mul_(grad)).view(-1, *weight.shape))
+        gradients.append(reduce(normalised().mul_(grad)).view(-1, *weight.shape))
     if trainable(bias):
         gradients.append(reduce(grad).view(-1, *bias.shape))
     key = (type(module).__name__, tuple(grad.shape))
     tape.add(PerExampleRecord(trainable(weight, bias), key, tuple(gradients)))
 
 
-class _AffineRule:
-    """What the rules here share: nothing to refuse, and the plain layer where nothing is to be trained."""
+class _NormalisingRule(TapedRule):
+    """A layer that normalises each example by itself, then scales and shifts; types say how."""
 
-    def refusal(self, module: nn.Module) -> str | None:
-        """None: these layers keep examples apart."""
-        return None
+    def _taped(self, layer: Any, tape: Tape, *inputs: Any, **options: Any) -> Any:
+        (x,) = (*inputs, *options.values())
+        self._check(layer, tape, x)
+        y = self._normalise(layer, x, detached(layer.weight), detached(getattr(layer, "bias", None)))
+
+        def listen(grad: Tensor, x: Tensor) -> None:
+            _add_affine(tape, layer, grad, lambda: self._normalise(layer, x, None, None), self._reduce(layer))
+
+        return tap(tape, y, listen, x)
+
+    def _check(self, layer: Any, tape: Tape, x: Tensor) -> None:
+        require_examples_first(layer, tape, x)
+
+    @abc.abstractmethod
+    def _normalise(self, layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The layer's output with this weight and bias."""
+
+    def _reduce(self, layer: Any) -> Callable[[Tensor], Tensor]:
+        """What sums gradients over an example's positions."""
+        return _sum_positions
 
 
-def _plain(module: Any, x: Tensor) -> Any:
-    return type(module).forward(module, x)
-
-
-def _is_taped(module: Any) -> bool:
-    return torch.is_grad_enabled() and bool(trainable(module.weight, getattr(module, "bias", None)))
-
-
-class LayerNormRule(_AffineRule):
+class LayerNormRule(_NormalisingRule):
     """LayerNorm over the last dimensions, on (B, ..., F)."""
 
-    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
-        """Normalise; record the examples' weight and bias gradients."""
-        layer: Any = module
-        (x,) = (*inputs, *options.values())
-        if not _is_taped(layer):
-            return _plain(layer, x)
+    def _check(self, layer: Any, tape: Tape, x: Tensor) -> None:
         _require_outside(layer, tape, x)
-        shape, eps = layer.normalized_shape, layer.eps
-        y = F.layer_norm(x, shape, detached(layer.weight), detached(layer.bias), eps)
 
-        def listen(grad: Tensor, x: Tensor) -> None:
-            _add_affine(
-                tape, layer, grad, x, lambda x: F.layer_norm(x, shape, eps=eps), _sum_middle(len(shape))
-            )
+    def _normalise(self, layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
 
-        return tap(tape, y, listen, x)
+    def _reduce(self, layer: Any) -> Callable[[Tensor], Tensor]:
+        return _sum_middle(len(layer.normalized_shape))
 
 
-class RMSNormRule(_AffineRule):
+class RMSNormRule(LayerNormRule):
     """RMSNorm over the last dimensions, on (B, ..., F)."""
 
-    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
-        """Normalise; record the examples' weight gradients."""
-        layer: Any = module
-        (x,) = (*inputs, *options.values())
-        if not _is_taped(layer):
-            return _plain(layer, x)
-        _require_outside(layer, tape, x)
-        shape, eps = list(layer.normalized_shape), layer.eps
-        y = F.rms_norm(x, shape, detached(layer.weight), eps)
-
-        def listen(grad: Tensor, x: Tensor) -> None:
-            _add_affine(
-                tape, layer, grad, x, lambda x: F.rms_norm(x, shape, eps=eps), _sum_middle(len(shape))
-            )
-
-        return tap(tape, y, listen, x)
+    def _normalise(self, layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.rms_norm(x, list(layer.normalized_shape), weight, layer.eps)
 
 
-class GroupNormRule(_AffineRule):
+class GroupNormRule(_NormalisingRule):
     """GroupNorm on (B, C, ...)."""
 
-    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
-        """Normalise; record the examples' weight and bias gradients."""
-        layer: Any = module
-        (x,) = (*inputs, *options.values())
-        if not _is_taped(layer):
-            return _plain(layer, x)
-        require_examples_first(layer, tape, x)
-        groups, eps = layer.num_groups, layer.eps
-        y = F.group_norm(x, groups, detached(layer.weight), detached(layer.bias), eps)
-
-        def listen(grad: Tensor, x: Tensor) -> None:
-            _add_affine(tape, layer, grad, x, lambda x: F.group_norm(x, groups, eps=eps), _sum_positions)
-
-        return tap(tape, y, listen, x)
+    def _normalise(self, layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
 
 
-class InstanceNormRule:
+class InstanceNormRule(_NormalisingRule):
     """InstanceNorm1d/2d/3d on (B, C, ...), with each example's own statistics."""
 
     _DIMS: ClassVar[dict[type[nn.Module], int]] = {
@@ -140,37 +115,23 @@ class InstanceNormRule:
             )
         return None
 
-    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
-        """Normalise; record the examples' weight and bias gradients."""
-        layer: Any = module
-        (x,) = (*inputs, *options.values())
-        if not _is_taped(layer):
-            return _plain(layer, x)
+    def _check(self, layer: Any, tape: Tape, x: Tensor) -> None:
         if x.dim() != self._DIMS[type(layer)]:
             raise InputError(
                 f"{type(layer).__name__}: expected (examples, channels, ...) in {self._DIMS[type(layer)]} "
                 f"dimensions, found shape {tuple(x.shape)}"
             )
         require_examples_first(layer, tape, x)
-        eps = layer.eps
-        weight, bias = detached(layer.weight), detached(layer.bias)
-        y = F.instance_norm(x, weight=weight, bias=bias, use_input_stats=True, eps=eps)
 
-        def listen(grad: Tensor, x: Tensor) -> None:
-            _add_affine(tape, layer, grad, x, lambda x: F.instance_norm(x, eps=eps), _sum_positions)
-
-        return tap(tape, y, listen, x)
+    def _normalise(self, layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.instance_norm(x, weight=weight, bias=bias, use_input_stats=True, eps=layer.eps)
 
 
-class PReLURule(_AffineRule):
+class PReLURule(TapedRule):
     """PReLU on (B, ...) with one slope, or on (B, C, ...) with a slope a channel."""
 
-    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
-        """Apply it; record the examples' slope gradients."""
-        layer: Any = module
+    def _taped(self, layer: Any, tape: Tape, *inputs: Any, **options: Any) -> Any:
         (x,) = (*inputs, *options.values())
-        if not _is_taped(layer):
-            return _plain(layer, x)
         require_examples_first(layer, tape, x)
         weight = layer.weight
 

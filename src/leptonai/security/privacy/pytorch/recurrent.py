@@ -20,7 +20,7 @@ from leptonai.security.privacy.pytorch import cells
 from leptonai.security.privacy.pytorch.choice import Chooser
 from leptonai.security.privacy.pytorch.projections import Part, linear_record
 from leptonai.security.privacy.pytorch.tape import Rule, Tape
-from leptonai.security.privacy.pytorch.tapping import trainable
+from leptonai.security.privacy.pytorch.tapping import TapedRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +37,11 @@ class _Direction:
         return tuple(each for each in every if each is not None)
 
 
-class RecurrentRule:
+class RecurrentRule(TapedRule):
     """LSTM, GRU and RNN: any number of layers, both directions, dropout, LSTM's projection.
 
     The result equals PyTorch's up to the rounding of float32. Long sequences cost memory for every step's gates.
-
-    Args:
-        chooser: remembers how each map's gradients are computed fastest.
     """
-
-    def __init__(self, chooser: Chooser | None = None) -> None:
-        self._chooser = chooser or Chooser()
-
-    def refusal(self, module: nn.Module) -> str | None:
-        """None: recurrence is along the steps of one example."""
-        return None
-
-    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
-        """What ``module(*inputs)`` gives: outputs and last states."""
-        if not (torch.is_grad_enabled() and trainable(*module.parameters())):
-            return type(module).forward(module, *inputs, **options)
-        return self._taped(module, tape, *inputs, **options)
 
     def _taped(self, layer: Any, tape: Tape, input: Any, hx: Any = None) -> Any:
         x_TBI = _time_first(layer, tape, input)
@@ -88,28 +72,12 @@ class RecurrentRule:
         return (out.flip(0) if side else out), hidden, cell
 
 
-class CellRule:
+class CellRule(TapedRule):
     """LSTMCell, GRUCell and RNNCell on (B, I): one step.
 
     Each call is a use of the same weights, so many calls in a pass cost a gradient an example each; LSTM, GRU and
     RNN over the whole sequence are far cheaper.
-
-    Args:
-        chooser: remembers how each map's gradients are computed fastest.
     """
-
-    def __init__(self, chooser: Chooser | None = None) -> None:
-        self._chooser = chooser or Chooser()
-
-    def refusal(self, module: nn.Module) -> str | None:
-        """None: a step keeps examples apart."""
-        return None
-
-    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
-        """What ``module(*inputs)`` gives: the next state."""
-        if not (torch.is_grad_enabled() and trainable(*module.parameters())):
-            return type(module).forward(module, *inputs, **options)
-        return self._taped(module, tape, *inputs, **options)
 
     def _taped(self, layer: Any, tape: Tape, input: Tensor, hx: Any = None) -> Any:
         if input.dim() != 2 or input.shape[0] != tape.num_examples:

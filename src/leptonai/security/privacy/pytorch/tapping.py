@@ -5,6 +5,7 @@ Legend: B examples of the pass, N rows of a flattened batch, P elements of one p
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leptonai.core.errors import InputError
+from leptonai.security.privacy.pytorch.choice import Chooser
 from leptonai.security.privacy.pytorch.tape import Tape
 
 Listener = Callable[..., None]
@@ -34,6 +36,30 @@ class _Tap(torch.autograd.Function):
         kept = ctx.saved_tensors  # read once: activation checkpointing recomputes them at the first time only
         ctx.listener(grad, *kept)
         return (grad, None, None, *(None for _ in kept))
+
+
+class TapedRule(abc.ABC):
+    """A rule for layers that keep examples apart: taped where something is trained, else the plain layer.
+
+    Args:
+        chooser: remembers how each map's gradients are computed fastest.
+    """
+
+    def __init__(self, chooser: Chooser | None = None) -> None:
+        self._chooser = chooser or Chooser()
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """None: these layers keep examples apart."""
+        return None
+
+    def forward(self, module: nn.Module, tape: Tape, *inputs: Any, **options: Any) -> Any:
+        """What ``module(*inputs)`` gives, up to the rounding of float32."""
+        if not (torch.is_grad_enabled() and trainable(*module.parameters())):
+            return type(module).forward(module, *inputs, **options)
+        return self._taped(module, tape, *inputs, **options)
+
+    @abc.abstractmethod
+    def _taped(self, layer: Any, tape: Tape, *inputs: Any, **options: Any) -> Any: ...
 
 
 def tap(tape: Tape, output: Tensor, listener: Listener, *kept: Tensor) -> Tensor:
