@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from leptonai.core.errors import InputError
 from leptonai.core.values import value_from_json, value_to_json
@@ -33,6 +33,48 @@ class LayerWork:
         _check_not_negative(self, ("num_parameters", "flops", "output_bytes"))
 
 
+OperationKind = Literal[
+    "matmul",
+    "convolution",
+    "attention",
+    "recurrence",
+    "elementwise",
+    "reduction",
+    "copy",
+    "gather",
+    "update",
+    "other",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One kind of call that a step makes, in one layer; quantities are (fixed, per example): ``q[0] + q[1] * batch``.
+
+    Args:
+        kind: what sort of kernel it is.
+        layer: path of the layer it belongs to; empty: none.
+        backward: whether it belongs to the backward pass.
+        calls: how many such calls one pass makes, >= 1; the quantities are of one call.
+        flops: floating-point operations.
+        bytes_moved: bytes read and written, each tensor once.
+        dims: sizes that decide its speed: of a matmul (batch, m, k, n); of a convolution (images, input channels,
+            output channels, kernel positions, output positions, groups); empty: only bytes do.
+    """
+
+    kind: OperationKind
+    layer: str = ""
+    backward: bool = False
+    calls: int = 1
+    flops: tuple[float, float] = (0.0, 0.0)
+    bytes_moved: tuple[float, float] = (0.0, 0.0)
+    dims: tuple[tuple[float, float], ...] = ()
+
+    def at(self, quantity: tuple[float, float], batch: int) -> float:
+        """A quantity for this many examples."""
+        return quantity[0] + quantity[1] * batch
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """The work of a whole job.
@@ -47,6 +89,9 @@ class Workload:
         steps_per_epoch: optimiser steps in one pass over the examples, >= 1.
         total_steps: optimiser steps in the whole run, >= 1.
         layers: the layers, in the order they run; may be empty when nobody looked inside.
+        operations: calls of a forward and a backward pass; may be empty when nobody looked inside.
+        num_tensors: trainable tensors, >= 0.
+        input_bytes_per_example: bytes of one prepared example, >= 0.
 
     Raises:
         InputError: a value lies outside its range.
@@ -61,6 +106,9 @@ class Workload:
     steps_per_epoch: int
     total_steps: int
     layers: tuple[LayerWork, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    num_tensors: int = 0
+    input_bytes_per_example: int = 0
 
     def __post_init__(self) -> None:
         names = ("num_parameters", "parameter_bytes", "flops_per_example", "activation_bytes_per_example")

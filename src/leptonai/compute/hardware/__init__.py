@@ -1,0 +1,1 @@
+"""Accelerators and priced machines, as data with sources."""
