@@ -91,3 +91,17 @@ def test_a_wrong_value_is_told_with_its_place(changes: dict[str, Any], said: str
 def test_what_is_no_object_is_refused(values: object) -> None:
     with pytest.raises(InputError, match="value: expected keys and values"):
         value_from_json(Outer, values)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    pairs: tuple[tuple[int, float], ...]
+
+
+def test_tuples_of_fixed_length() -> None:
+    kept = _Pairs(((1, 2.0), (3, 4.5)))
+    assert value_from_json(_Pairs, value_to_json(kept)) == kept
+    with pytest.raises(InputError, match=r"pairs\[0\]: expected 2 values"):
+        value_from_json(_Pairs, {"pairs": [[1, 2.0, 3.0]]})
+    with pytest.raises(InputError, match=r"pairs\[0\]\[0\]: expected a whole number"):
+        value_from_json(_Pairs, {"pairs": [[1.5, 2.0]]})

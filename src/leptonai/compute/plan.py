@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from leptonai.compute.forecast import Forecast
 from leptonai.compute.servers import ServerPlan
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
@@ -117,7 +118,7 @@ class Plan:
 
     ``placements`` is in order of rank. ``warnings`` are sentences for people; a plan with warnings can run.
     ``servers``: of a run with a parameter server; None: workers exchange gradients among themselves.
-    ``privacy``: of a private run.
+    ``privacy``: of a private run. ``forecast``: of a step, where the machine's rates were measured.
     """
 
     strategy: Strategy
@@ -129,6 +130,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     servers: ServerPlan | None = None
     privacy: PrivacyForecast | None = None
+    forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
         if [placement.rank for placement in self.placements] != list(range(len(self.placements))):
@@ -140,6 +142,11 @@ class Plan:
     def num_workers(self) -> int:
         """Workers of the run."""
         return len(self.placements)
+
+    @property
+    def predicted_step_seconds(self) -> float | None:
+        """One step, by the forecast where there is one, else T_total; None: not known."""
+        return self.estimate.total_seconds if self.forecast is None else self.forecast.step_seconds
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON-ready values; :func:`plan_from_json` reads them back."""

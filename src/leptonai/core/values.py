@@ -34,7 +34,7 @@ def value_from_json(kind: type[T], values: object) -> T:
 
     Args:
         kind: a dataclass whose fields are ``int``, ``float``, ``str``, ``bool``, ``Literal``, ``X | None``,
-            ``tuple[X, ...]`` and other such dataclasses.
+            ``tuple[X, ...]``, ``tuple[X, Y]`` and other such dataclasses.
         values: what JSON holds.
 
     Raises:
@@ -54,6 +54,11 @@ def _read(hint: Any, value: Any, at: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise _wrong(at, "a list", value)
+        if arguments[1:] != (Ellipsis,):  # a tuple of so many values, each of its own type
+            if len(value) != len(arguments):
+                raise _wrong(at, f"{len(arguments)} values", value)
+            each = zip(arguments, value, strict=True)
+            return tuple(_read(inner, item, f"{at}[{index}]") for index, (inner, item) in enumerate(each))
         return tuple(_read(arguments[0], item, f"{at}[{index}]") for index, item in enumerate(value))
     if origin is typing.Literal:
         if not isinstance(value, str) or value not in arguments:

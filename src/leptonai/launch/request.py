@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leptonai.compute.cluster import Cluster
+from leptonai.compute.forecast import PhaseCheck
 from leptonai.compute.plan import Plan
 from leptonai.core.faults import FaultScript
 from leptonai.launch.jobs import JobSource
@@ -69,6 +70,7 @@ class RunResult:
 
     ``pushes_lost`` counts updates that a parameter server acknowledged and does not hold at the end; None where
     there is no server. ``privacy``: what a private run has cost, (epsilon, delta), over all its launches.
+    ``checks``: the plan's forecast of a step against what was measured; empty where either is missing.
     """
 
     run_id: str
@@ -86,6 +88,7 @@ class RunResult:
     measured_step_seconds: float | None
     pushes_lost: int | None = None
     privacy: tuple[float, float] | None = None
+    checks: tuple[PhaseCheck, ...] = ()
 
 
 def result_to_json(result: RunResult) -> dict[str, Any]:
@@ -107,8 +110,17 @@ def result_to_json(result: RunResult) -> dict[str, Any]:
         "measured_step_seconds": result.measured_step_seconds,
         "precision": result.plan.tuning.precision,
         **_privacy(result.privacy),
+        **_checks(result.checks),
     }
 
 
 def _privacy(spent: tuple[float, float] | None) -> dict[str, Any]:
     return {} if spent is None else {"privacy": {"epsilon": spent[0], "delta": spent[1]}}
+
+
+def _checks(checks: tuple[PhaseCheck, ...]) -> dict[str, Any]:
+    rows = [
+        {"name": row.name, "predicted_seconds": row.predicted_seconds, "measured_seconds": row.measured_seconds}
+        for row in checks
+    ]
+    return {"predicted_against_measured": rows} if rows else {}

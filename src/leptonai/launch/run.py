@@ -19,6 +19,7 @@ from leptonai.compute.cluster import Cluster
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.compute.engines.progress import ProgressPage
 from leptonai.compute.engines.supervise import Limits
+from leptonai.compute.forecast import PhaseCheck, check
 from leptonai.compute.plan import Plan, Tuning
 from leptonai.core.clock import Clock, SystemClock
 from leptonai.core.control import ControlServer
@@ -316,11 +317,19 @@ class _Run:
             checkpoint_path=run_dir / saved.path if saved else Path(resumed["path"]) if resumed else None,
             checkpoint_digest=saved.digest if saved else resumed["digest"] if resumed else "",
             plan=plan,
-            predicted_step_seconds=plan.estimate.total_seconds,
-            measured_step_seconds=tally.seconds_timed / tally.steps_timed if tally.steps_timed else None,
+            predicted_step_seconds=plan.predicted_step_seconds,
+            measured_step_seconds=tally.step_seconds,
+            checks=self._checks(plan),
             pushes_lost=ended.get("pushes_lost"),
             privacy=None if self._private is None else self._private.total,
         )
+
+    def _checks(self, plan: Plan) -> tuple[PhaseCheck, ...]:
+        """The forecast held against the run."""
+        step_seconds = self._tally.step_seconds
+        if plan.forecast is None or step_seconds is None:
+            return ()
+        return check(plan.forecast, self._tally.phase_seconds, step_seconds)
 
     def _close_recorders(self, recorders: Recorders) -> None:
         """Finish what is written for people; one that gave up is told, and ends no run."""

@@ -43,6 +43,7 @@ class ServedReport:
         self._sent: dict[int, int] = {}
         self._received: dict[int, int] = {}
         self._sent_before = 0
+        self._phases: dict[str, float] = {}
         self._evaluated_step = -1
         self.metrics: dict[str, float] = {}
         self.mean_loss = 0.0
@@ -69,8 +70,11 @@ class ServedReport:
         self._received[rank] = report.get("bytes_received", self._received.get(rank, 0))
         if report.get("lr"):
             self._lr = report["lr"]
+        for name, seconds in report.get("phases", {}).items():
+            self._phases[name] = self._phases.get(name, 0.0) + seconds
         if self._record is not None and report["kind"] in ("offered", "applied"):
-            self._record({"worker": rank, "deal": deal, **report})
+            kept = {name: value for name, value in report.items() if name != "phases"}
+            self._record({"worker": rank, "deal": deal, **kept})
 
     def grouped(self, decision: Apply, lr: float) -> None:
         """A group is applied."""
@@ -94,6 +98,7 @@ class ServedReport:
                 at_seconds=at, step=step, epoch=(step - 1) // self._steps_per_epoch, loss=self.mean_loss,
                 examples=examples, seconds=now - self._since, learning_rate=self._lr,
                 bytes_sent=sent - self._sent_before,
+                phases={name: value / max(len(coordinator.workers), 1) for name, value in self._phases.items()},
             )
         )  # fmt: skip
         histogram = coordinator.drain_staleness()
@@ -105,6 +110,7 @@ class ServedReport:
                 bytes_sent=sent, bytes_received=sum(self._received.values()),
             )
         )  # fmt: skip
+        self._phases.clear()
         self._since, self._reported_step, self._sent_before = now, step, sent
 
     def epoch(self, epoch: int, step: int, coordinator: Coordinator) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from leptonai.training.stopwatch import Stopwatch
+
 Batch = tuple[NDArray[Any], ...]
 """Arrays with equal first dimension: inputs first, labels last."""
 
@@ -39,6 +41,11 @@ class LearnerState:
 
 class Learner(Protocol):
     """One worker's model and optimiser."""
+
+    @property
+    def stopwatch(self) -> Stopwatch:
+        """Where the time of steps goes; the loop adds what it does itself, and empties it with each report."""
+        ...
 
     @property
     def base_learning_rate(self) -> float:

@@ -169,11 +169,15 @@ class Loop:
             rank=self._exchange.rank, num_workers=self._exchange.num_workers,
         )  # fmt: skip
         with closing(batches):
+            watch = self._learner.stopwatch
+            watch.begin()
             for micro_batches, total in batches:
+                watch.lap("input")
                 self._take_step(micro_batches, total)
                 self._follow_up()
                 if shared.ending or shared.regroup:
                     break
+                watch.begin()
         if not shared.ending:
             return "regroup", shared.done
         return cast(Ending, shared.ending), shared.done
@@ -261,6 +265,7 @@ class Loop:
             seconds=seconds,
             learning_rate=self._learner.base_learning_rate * factor,
             bytes_sent=shared.steps * self._learner.exchanged_bytes,
+            phases=self._learner.stopwatch.take(),
         )
 
     def _tell(self, event: Event) -> None:

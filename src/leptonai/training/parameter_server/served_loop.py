@@ -25,6 +25,7 @@ from leptonai.training.parameter_server.tables.link import TableFault
 from leptonai.training.parameter_server.tables.session import TableSession
 from leptonai.training.parameter_server.witness import Witness
 from leptonai.training.parameter_server.work import Compute, Piece, compute_from_json
+from leptonai.training.stopwatch import Stopwatch
 
 Phase = Literal["computing", "exchanging", "pausing"]
 
@@ -97,22 +98,27 @@ class ServedLoop:
         self._total = job.total_steps(len(data.train))
         self._local: LocalWorker | None = None
         self._mode = ""
+        self._watch = Stopwatch()
 
     def run(self) -> None:
         """Do as dealt until told to finish."""
         self._launcher.send({"served": {"kind": "joined"}})
+        self._watch.begin()
         while True:
             said = self._launcher.receive()
             match said:
                 case {"compute": values}:
+                    self._watch.lap("exchange")  # it waited for others
                     self._compute(compute_from_json(values))
                 case {"evaluate": {"index": index, "count": count, "step": step}}:
                     self._evaluate(index, count, step)
+                    self._watch.begin()
                 case {"save": {"step": step, "extra": extra}}:
                     self._note(step, "pausing")
                     with self._global_weights():
                         self._save(step, extra)
                     self._launcher.send({"served": {"kind": "saved"}})
+                    self._watch.begin()
                 case {"finish": _}:
                     return
                 case _:
@@ -137,17 +143,25 @@ class ServedLoop:
         self._note(deal.clock, "computing")
         if self._local is not None:
             pushed = self._local.compute(deal, self._steps(deal), before_push=lambda: self._strike(deal))
+            self._watch.lap("compute")
         else:
             pushed = self._gradient(deal)
         self._note(deal.clock + 1, "exchanging")
-        report = {"deal": deal.deal, "loss": pushed.loss, "examples": pushed.examples, "lr": pushed.lr}
+        report: dict[str, Any] = {
+            "deal": deal.deal,
+            "loss": pushed.loss,
+            "examples": pushed.examples,
+            "lr": pushed.lr,
+        }
         if not pushed.finite:
             if self._witness is not None:
                 self._witness.pushing(deal.deal, [])
             self._launcher.send({"served": {"kind": "refused", **report}})
         elif self._hogwild:
+            report["phases"] = self._phases()
             self._launcher.send({"served": {"kind": "applied", **report, "staleness": 0}})
         elif deal.grouped:
+            report["phases"] = self._phases()
             self._launcher.send({"served": {"kind": "offered", **report, **self._traffic()}})
         else:
             self._await_applied(deal, report)
@@ -161,7 +175,9 @@ class ServedLoop:
         self._client.pull()
         self._learner.refresh()
         self._tables.clear()
+        self._watch.lap("exchange")
         batch = self._batch(piece)
+        self._watch.lap("input")
         size = len(self._order.batch(piece.step).indices)
         try:
             loss = self._learner.gradient(batch, num_examples=size, seed=self._seed(piece))
@@ -169,6 +185,7 @@ class ServedLoop:
             raise
         except Fault:  # the loss is not finite: refused here, computed once more elsewhere
             return Pushed(loss=0.0, examples=piece.num_examples, finite=False)
+        self._watch.lap("compute")
         self._strike(deal)
         factor = self._job.schedule(piece.step, self._total)
         self._tables.collect()
@@ -196,7 +213,12 @@ class ServedLoop:
             "staleness": max(answer.staleness for answer in answers),
             "versions": [answer.version if answer.verdict == APPLIED else 0 for answer in answers],
         }
+        report["phases"] = self._phases()
         self._launcher.send({"served": {"kind": "applied", **report, **found, **self._traffic()}})
+
+    def _phases(self) -> dict[str, float]:
+        self._watch.lap("exchange")
+        return self._watch.take()
 
     def _traffic(self) -> dict[str, int]:
         return {

@@ -18,6 +18,7 @@ from leptonai.training.learner import Batch, Exchange, LearnerState
 from leptonai.training.pytorch.losses import build_optimizer
 from leptonai.training.pytorch.passes import Passes, TorchOptions
 from leptonai.training.pytorch.tensors import capture, check_finite, load_model, load_optimizer
+from leptonai.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class TorchLearner:
 
     Attributes:
         train_metric_sums: sums of the metrics over the training examples since the loop last cleared them.
+        stopwatch: where the time of steps goes; ``exchange`` is what the backward pass does not hide.
 
     Args:
         announce: called when this worker begins to wait for the others: DDP exchanges during the backward pass.
@@ -60,6 +62,10 @@ class TorchLearner:
         self._base_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._module: nn.Module = self._passes.module
         self._unfinished: _Before | None = None
+        self.stopwatch = Stopwatch()
+        self._computed = 0.0
+        for parameter in self._parameters:
+            parameter.register_post_accumulate_grad_hook(self._note_gradient)
         self.join()
 
     def join(self) -> None:
@@ -119,13 +125,22 @@ class TorchLearner:
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last and not some_idle else self._no_sync():
                 total += self._backward(batch, num_examples, announce=last)
+        alone = self._exchange.num_workers == 1
+        self.stopwatch.lap("compute", until=None if alone or some_idle else self._computed)
         if some_idle:
             self._sum_gradients()
+        if not alone:
+            self.stopwatch.lap("exchange")
         if self._job.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._job.clip_norm, foreach=True)
         self._optimizer.step()
         self._unfinished = None
+        self.stopwatch.lap("update")
         return total
+
+    def _note_gradient(self, _parameter: torch.Tensor) -> None:
+        """When the last gradient is there, this worker has computed; DDP then waits for the others."""
+        self._computed = self.stopwatch.now()
 
     def _backward(self, batch: Batch, num_examples: int, *, announce: bool) -> float:
         loss = self._passes.loss(batch, module=self._module)

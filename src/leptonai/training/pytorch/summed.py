@@ -16,6 +16,7 @@ from leptonai.training.pytorch.losses import build_optimizer
 from leptonai.training.pytorch.passes import Passes, TorchOptions
 from leptonai.training.pytorch.tensors import capture, check_finite, load_model, load_optimizer
 from leptonai.training.step_method import StepMethod
+from leptonai.training.stopwatch import Stopwatch
 
 _VALUES = "step_method"
 
@@ -51,6 +52,7 @@ class SummedLearner:
         self._base_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._sum = method.gradients(self.model)
         self.train_metric_sums: dict[str, float] = {}
+        self.stopwatch = Stopwatch()
         self.join()
 
     def join(self) -> None:
@@ -89,10 +91,13 @@ class SummedLearner:
         for batch in micro_batches:
             self.add(batch)
         part = self._sum.part(leads=self._exchange.rank == 0)
+        self.stopwatch.lap("compute")
         if self._exchange.num_workers > 1:
             self._announce()
             self._exchange.sum(part)
+            self.stopwatch.lap("exchange")
         self.apply(part)
+        self.stopwatch.lap("update")
         return 0.0
 
     def add(self, batch: Batch) -> None:

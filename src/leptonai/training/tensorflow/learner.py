@@ -18,6 +18,7 @@ from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch, Exchange, LearnerState
 from leptonai.training.optimizers import SGD
 from leptonai.training.step_method import GradientSum, StepMethod
+from leptonai.training.stopwatch import Stopwatch
 from leptonai.training.tensorflow import tensors
 from leptonai.training.tensorflow.build import (
     FixedPrecision,
@@ -60,6 +61,7 @@ class KerasLearner:
 
     Attributes:
         train_metric_sums: sums of the metrics over the training examples since the loop last cleared them.
+        stopwatch: where the time of steps goes; a single worker's update is part of its compiled step.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class KerasLearner:
         known = method is None and (job.step is None or isinstance(job.step, WeightedStep))
         self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metric_names if known else [], 0.0)
         self._unfinished: tuple[list[NDArray[Any]], dict[str, float]] | None = None
+        self.stopwatch = Stopwatch()
         self.join()
 
     def join(self) -> None:
@@ -122,7 +125,9 @@ class KerasLearner:
             return self._summed_step(self._sum, micro_batches, lr_factor)
         rate = np.float32(self._base_rate * lr_factor)
         if self._exchange.num_workers == 1 and len(micro_batches) == 1:
-            return self._count(self._run(self._fused, micro_batches[0], rate), len(micro_batches[0][0]))
+            loss = self._count(self._run(self._fused, micro_batches[0], rate), len(micro_batches[0][0]))
+            self.stopwatch.lap("compute")
+            return loss
         self._unfinished = [variable.numpy() for variable in self._moving], dict(self.train_metric_sums)
         total, share, grads_P = 0.0, 0.0, None
         for batch in micro_batches:
@@ -131,18 +136,24 @@ class KerasLearner:
             total += self._count(measured, len(batch[0]))
             share += float(part)
             grads_P = weighted_P if grads_P is None else grads_P + weighted_P
+        self.stopwatch.lap("compute")
         self._sum_over_workers(grads_P, share)
+        self.stopwatch.lap("exchange")
         self._apply(self._shared_PM, rate)
         self._unfinished = None
+        self.stopwatch.lap("update")
         return total
 
     def _summed_step(self, sums: GradientSum, micro_batches: Sequence[Batch], lr_factor: float) -> float:
         for batch in micro_batches:
             sums.add(self._secret_loss, tuple(as_keras(column) for column in batch))
         part = sums.part(leads=self._exchange.rank == 0)
+        self.stopwatch.lap("compute")
         self._exchange.sum(part)
+        self.stopwatch.lap("exchange")
         self._shared_PM[:] = sums.gradient(part)
         self._apply(self._shared_PM, np.float32(self._base_rate * lr_factor))
+        self.stopwatch.lap("update")
         return 0.0
 
     def _secret_loss(self, columns: Any) -> Any:

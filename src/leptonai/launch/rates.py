@@ -1,0 +1,95 @@
+"""What this machine's probe found and what its runs taught since, kept in the workspace."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+
+from leptonai.compute.measured import Measured
+from leptonai.core.errors import InputError
+from leptonai.core.values import value_from_json, value_to_json
+from leptonai.core.workspace import Workspace
+from leptonai.launch.registry import workspace_url
+
+METADATA = sql.MetaData()
+RATES = sql.Table(
+    "machine_rates",
+    METADATA,
+    sql.Column("machine", sql.String(200), primary_key=True),
+    sql.Column("measured", sql.JSON, nullable=False),
+)
+CORRECTIONS = sql.Table(
+    "rate_corrections",
+    METADATA,
+    sql.Column("machine", sql.String(200), primary_key=True),
+    sql.Column("framework", sql.String(40), primary_key=True),
+    sql.Column("correction", sql.JSON, nullable=False),
+)
+
+
+def this_machine() -> str:
+    """A name for this machine and the cores it offers: rates measured with others say nothing of it."""
+    return f"{platform.node()}/{platform.machine()}/{len(os.sched_getaffinity(0))} cores"
+
+
+class RateStore:
+    """The two tables on an open workspace.
+
+    Args:
+        workspace: where they lie; made if they are not there.
+        machine: whose rates.
+    """
+
+    def __init__(self, workspace: Workspace, machine: str | None = None) -> None:
+        self._workspace, self._machine = workspace, machine or this_machine()
+        workspace.create(METADATA)
+
+    def measured(self) -> Measured | None:
+        """What the last probe found; None: there was none, or a version of this package wrote it that differs."""
+        query = sql.select(RATES.c.measured).where(RATES.c.machine == self._machine)
+        with self._workspace.transaction() as connection:
+            found = connection.scalar(query)
+        if found is None:
+            return None
+        try:
+            return value_from_json(Measured, found)
+        except InputError:
+            return None
+
+    def keep_measured(self, measured: Measured) -> None:
+        """Replace what is known; what runs taught about the old rates is forgotten with them."""
+        with self._workspace.transaction() as connection:
+            for table in (RATES, CORRECTIONS):
+                connection.execute(sql.delete(table).where(table.c.machine == self._machine))
+            values = {"machine": self._machine, "measured": value_to_json(measured)}
+            connection.execute(sql.insert(RATES).values(**values))
+
+    def correction(self, framework: str) -> Mapping[str, Any] | None:
+        """What was kept for this framework, JSON-ready."""
+        same = (CORRECTIONS.c.machine == self._machine) & (CORRECTIONS.c.framework == framework)
+        with self._workspace.transaction() as connection:
+            found: Mapping[str, Any] | None = connection.scalar(
+                sql.select(CORRECTIONS.c.correction).where(same)
+            )
+            return found
+
+    def keep_correction(self, framework: str, correction: Mapping[str, Any]) -> None:
+        """Replace it."""
+        same = (CORRECTIONS.c.machine == self._machine) & (CORRECTIONS.c.framework == framework)
+        row = {"machine": self._machine, "framework": framework, "correction": dict(correction)}
+        with self._workspace.transaction() as connection:
+            connection.execute(sql.delete(CORRECTIONS).where(same))
+            connection.execute(sql.insert(CORRECTIONS).values(**row))
+
+
+@contextmanager
+def open_rates(home: Path) -> Iterator[RateStore]:
+    """The store in a home directory's workspace."""
+    with Workspace.open(workspace_url(home)) as workspace:
+        yield RateStore(workspace)
