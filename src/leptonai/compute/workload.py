@@ -92,6 +92,7 @@ class Workload:
         operations: calls of a forward and a backward pass; may be empty when nobody looked inside.
         num_tensors: trainable tensors, >= 0.
         input_bytes_per_example: bytes of one prepared example, >= 0.
+        optimizer_states: numbers the optimiser keeps for each parameter: 0 plain SGD, 1 momentum, 2 Adam.
 
     Raises:
         InputError: a value lies outside its range.
@@ -109,6 +110,7 @@ class Workload:
     operations: tuple[Operation, ...] = ()
     num_tensors: int = 0
     input_bytes_per_example: int = 0
+    optimizer_states: float = 1.0
 
     def __post_init__(self) -> None:
         names = ("num_parameters", "parameter_bytes", "flops_per_example", "activation_bytes_per_example")

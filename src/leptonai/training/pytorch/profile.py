@@ -1,4 +1,4 @@
-"""What a PyTorch job costs: parameters, FLOPs and activations per example, by layer, on two real examples."""
+"""What a PyTorch job costs: parameters, FLOPs and activations per example, by layer and by operation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from leptonai.compute.workload import LayerWork, Workload
+from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
 from leptonai.training.data.dataset import Data, label_range
 from leptonai.training.job import TrainJob
 from leptonai.training.learner import Batch
 from leptonai.training.pytorch.losses import loss_function, num_classes
-
-SAMPLE_EXAMPLES = 2  # batch normalisation needs two
+from leptonai.training.pytorch.trace import LossFunction, trace, trace_real
+from leptonai.training.traced import TRACED_SIZES, Trace, per_example
 
 
 class Profile(NamedTuple):
@@ -28,35 +27,23 @@ class Profile(NamedTuple):
 
 
 def profile(job: TrainJob, data: Data, model: nn.Module) -> Profile:
-    """Run forward and backward once on a few examples, counting; the model's weights stay as they are.
+    """Trace forward and backward on tensors without values; the model stays as it is.
 
-    FLOPs are those PyTorch counts (matrix products, convolutions, attention), 2 for a multiply-add.
+    A model that looks at values is run on a few real examples instead. FLOPs are those PyTorch counts (matrix
+    products, convolutions, attention, recurrences), 2 for a multiply-add. Activations are the outputs of the
+    innermost layers; what autograd really keeps is the trace's own ``activation_bytes``.
 
     Raises:
         InputError: labels lie outside the classes the model's output has.
     """
-    batch = sample(data, SAMPLE_EXAMPLES)
-    tensors = tuple(torch.from_numpy(np.ascontiguousarray(column)) for column in batch)
-    outputs: dict[str, int] = {}
-    counter = FlopCounterMode(display=False)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    hooks = [
-        _record_output(module, name, outputs)
-        for name, module in model.named_modules()
-        if not list(module.children())
-    ]
+    batch = sample(data, max(TRACED_SIZES))
+    columns = tuple(torch.from_numpy(np.ascontiguousarray(column)) for column in batch)
+    loss = _loss_of(job, data)
     try:
-        with counter:
-            loss = _loss(job, data, model, tensors)
-            loss.backward()
-        unused = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.zero_grad(set_to_none=True)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-    return Profile(_workload(job, data, model, outputs, counter), unused)
+        found = trace(model, columns, loss)
+    except InputError:  # what is wrong with the job itself comes up again
+        found = trace_real(model, columns, loss)
+    return Profile(_workload(job, data, model, found, columns), found.unused_parameters)
 
 
 def sample(data: Data, num_examples: int) -> Batch:
@@ -64,20 +51,29 @@ def sample(data: Data, num_examples: int) -> Batch:
     return data.prepared(data.train.take(np.arange(num_examples, dtype=np.int64) % len(data.train)))
 
 
-def _loss(job: TrainJob, data: Data, model: nn.Module, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    if job.step is not None:
-        found: Any = job.step(model, tensors)
-    else:
-        *inputs, labels = tensors
-        outputs = model(*inputs)
-        _check_labels(data, num_classes(job.loss, outputs) if not labels.is_floating_point() else None)
-        found = loss_function(job.loss)(outputs, labels)
-    if not isinstance(found, torch.Tensor) or found.numel() != 1:
-        raise InputError(
-            "TrainJob: the loss must be one number, the mean over the batch",
-            hint="did step or loss forget .mean()?",
-        )
-    return found
+def _loss_of(job: TrainJob, data: Data) -> LossFunction:
+    """The job's loss as a function of (model, columns), which looks once at whether all labels are classes."""
+    seen: set[int | None] = set()
+
+    def loss(model: nn.Module, columns: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if job.step is not None:
+            found: Any = job.step(model, columns)
+        else:
+            *inputs, labels = columns
+            outputs = model(*inputs)
+            classes = num_classes(job.loss, outputs) if not labels.is_floating_point() else None
+            if classes not in seen:
+                _check_labels(data, classes)
+                seen.add(classes)
+            found = loss_function(job.loss)(outputs, labels)
+        if not isinstance(found, torch.Tensor) or found.numel() != 1:
+            raise InputError(
+                "TrainJob: the loss must be one number, the mean over the batch",
+                hint="did step or loss forget .mean()?",
+            )
+        return found
+
+    return loss
 
 
 def _check_labels(data: Data, classes: int | None) -> None:
@@ -91,43 +87,24 @@ def _check_labels(data: Data, classes: int | None) -> None:
             )
 
 
-def _record_output(
-    module: nn.Module, name: str, outputs: dict[str, int]
-) -> torch.utils.hooks.RemovableHandle:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            outputs[name] = outputs.get(name, 0) + output.numel() * output.element_size()
-
-    return module.register_forward_hook(hook)
-
-
 def _workload(
-    job: TrainJob, data: Data, model: nn.Module, outputs: dict[str, int], counter: FlopCounterMode
+    job: TrainJob, data: Data, model: nn.Module, found: Trace, columns: tuple[torch.Tensor, ...]
 ) -> Workload:
-    counts = counter.get_flop_counts()
-    root = type(model).__name__
-    layers = tuple(
-        LayerWork(
-            name=name,
-            kind=type(module).__name__,
-            num_parameters=sum(p.numel() for p in module.parameters()),
-            flops=sum(counts.get(f"{root}.{name}", {}).values()) / SAMPLE_EXAMPLES,
-            output_bytes=outputs.get(name, 0) // SAMPLE_EXAMPLES,
-        )
-        for name, module in model.named_modules()
-        if name and not list(module.children())
-    )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    batch = job.global_batch_size
+    layers = found.layer_works(batch)
     return Workload(
-        num_parameters=sum(p.numel() for p in parameters),
-        parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        flops_per_example=counter.get_total_flops() / SAMPLE_EXAMPLES,
-        activation_bytes_per_example=sum(outputs.values()) // SAMPLE_EXAMPLES,
+        num_parameters=found.num_parameters,
+        parameter_bytes=found.parameter_bytes,
+        flops_per_example=per_example(found.flops(), batch),
+        activation_bytes_per_example=round(per_example(found.activation_bytes, batch)),
         num_examples=len(data.train),
-        global_batch_size=job.global_batch_size,
+        global_batch_size=batch,
         steps_per_epoch=job.steps_per_epoch(len(data.train)),
         total_steps=job.total_steps(len(data.train)),
         layers=layers,
+        operations=found.operations,
+        num_tensors=found.num_tensors,
+        input_bytes_per_example=sum(column[0].numel() * column.element_size() for column in columns),
     )
 
 
