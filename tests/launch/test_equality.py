@@ -17,6 +17,7 @@ from leptonai.core.errors import Fault, Refused
 from leptonai.core.events import CheckpointDamaged, Event, Resumed, StepDone, WorkerStarted
 from leptonai.launch.request import RunResult
 from leptonai.training.checkpoint import CheckpointStore
+from leptonai.training.stopwatch import STEP_PHASES
 from tests.launch.conftest import Runner
 
 # float32 sums in another order: a few units in the last place, over some 30 steps of momentum.
@@ -184,3 +185,12 @@ def test_a_finished_run_resumes_to_its_own_end(run: Runner) -> None:
     assert again.checkpoint_digest == first.checkpoint_digest
     assert again.metrics == first.metrics
     assert isinstance(again.checkpoint_path, Path)
+
+
+@pytest.mark.parametrize("job", ["toy()", "served()", "served('ssp(2)')", "private()"])
+def test_workers_tell_where_their_time_goes(run: Runner, job: str) -> None:
+    run(job)
+    steps = run.of(StepDone)[1:]  # the first includes warming up
+    for event in steps:
+        assert {"input", "compute", "exchange"} <= set(event.phases) <= set(STEP_PHASES)
+        assert 0 < sum(event.phases.values()) <= event.seconds * 1.5  # served workers tell of deals that overlap

@@ -6,14 +6,16 @@ from rich.console import Console
 from rich.table import Table
 
 from leptonai.cli.output import facts, say, table
+from leptonai.cli.plan_bar import phase_bars
+from leptonai.compute.forecast import Forecast
 from leptonai.compute.plan import Estimate, Plan
 from leptonai.compute.servers import ServerPlan
 from leptonai.core.privacy import PrivacyForecast
 from leptonai.core.units import format_bytes, format_flops, format_rate, format_seconds
 
 
-def print_plan(made: Plan, console: Console) -> None:
-    """The plan as tables for people."""
+def print_plan(made: Plan, console: Console, *, explain: bool = False) -> None:
+    """The plan as tables for people; with ``explain``, everything the forecast rests on."""
     tuning, workload = made.tuning, made.workload
     console.print(
         facts(
@@ -34,8 +36,26 @@ def print_plan(made: Plan, console: Console) -> None:
     console.print(_estimate(made.estimate, made.workload.total_steps))
     for assumption in made.estimate.assumptions:
         say(console, (f"assumed: {assumption}", "dim"))
+    if made.forecast is not None:
+        _print_forecast(made.forecast, console, explain=explain)
     for warning in made.warnings:
         say(console, ("warning: ", "bold yellow"), warning)
+
+
+def _print_forecast(made: Forecast, console: Console, *, explain: bool) -> None:
+    interval = f"{format_seconds(made.low_seconds)} to {format_seconds(made.high_seconds)}"
+    say(console, ("\nforecast of a step", "bold"), f" with rates {made.rates}")
+    console.print(
+        facts(
+            {
+                "step": f"{format_seconds(made.step_seconds)}, nine in ten between {interval}",
+                "memory": f"{format_bytes(made.memory_bytes)} each worker",
+            }
+        )
+    )
+    console.print(phase_bars([(phase.name, phase.seconds) for phase in made.phases]))
+    for assumption in made.assumptions if explain else ():
+        say(console, (f"assumed: {assumption}", "dim"))
 
 
 def _servers(servers: ServerPlan) -> dict[str, str]:

@@ -164,7 +164,13 @@ def print_result(result: RunResult, console: Console) -> None:
     if result.status != "done":
         say(console, f"{result.status} after step {result.step}; go on with --resume")
     say(console, f"run directory  {shown_path(result.run_dir)}")
-    if result.predicted_step_seconds and result.measured_step_seconds:
+    if result.checks:
+        from leptonai.cli.plan_check import check_table
+
+        say(console)
+        console.print(check_table(result.checks))
+        say(console)
+    elif result.predicted_step_seconds and result.measured_step_seconds:
         predicted, measured = result.predicted_step_seconds * 1e3, result.measured_step_seconds * 1e3
         say(console, f"one step       {measured:.3g} ms measured, {predicted:.3g} ms predicted")
     if result.privacy is not None:

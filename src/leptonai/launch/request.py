@@ -120,7 +120,11 @@ def _privacy(spent: tuple[float, float] | None) -> dict[str, Any]:
 
 def _checks(checks: tuple[PhaseCheck, ...]) -> dict[str, Any]:
     rows = [
-        {"name": row.name, "predicted_seconds": row.predicted_seconds, "measured_seconds": row.measured_seconds}
+        {
+            "name": row.name,
+            "predicted_seconds": row.predicted_seconds,
+            "measured_seconds": row.measured_seconds,
+        }
         for row in checks
     ]
     return {"predicted_against_measured": rows} if rows else {}

@@ -19,7 +19,6 @@ from leptonai.compute.cluster import Cluster
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.compute.engines.progress import ProgressPage
 from leptonai.compute.engines.supervise import Limits
-from leptonai.compute.forecast import PhaseCheck, check
 from leptonai.compute.plan import Plan, Tuning
 from leptonai.core.clock import Clock, SystemClock
 from leptonai.core.control import ControlServer
@@ -38,9 +37,11 @@ from leptonai.core.journal import Journal
 from leptonai.core.workspace import Workspace
 from leptonai.launch.assignments import shared_memory, worker_specs
 from leptonai.launch.engine import start_engine
+from leptonai.launch.forecasting import compare, learn_from, with_forecast
 from leptonai.launch.gang import Gang
 from leptonai.launch.jobs import JobFile, differences
 from leptonai.launch.private_run import PrivateRun, begin_private
+from leptonai.launch.rates import RateStore
 from leptonai.launch.record import Recorders, run_recorders
 from leptonai.launch.registry import RunRegistry, workspace_url
 from leptonai.launch.request import EpochReport, RunResult, TrainRequest, result_to_json
@@ -64,7 +65,8 @@ def make_plan(
         engine = engine or stack.enter_context(start_engine())
         stack.callback(engine.stop_workers)
         scouted = scout_job(engine, request, Path(folder), resume_dir=None, clock=clock)
-        return plan_from(request.cluster, scouted, for_run=False, kept=None)
+        made = plan_from(request.cluster, scouted, for_run=False, kept=None)
+        return with_forecast(made, scouted, request.cluster, request.home)
 
 
 def train(
@@ -115,6 +117,7 @@ class _Run:
                 self._resumed = scouted["resume"]
                 kept = self._check_resume(run_dir, scouted)
                 plan = plan_from(self._request.cluster, scouted, for_run=True, kept=kept)
+                plan = with_forecast(plan, scouted, self._request.cluster, self._request.home)
                 if scouted["private"] is not None:
                     private = begin_private(scouted, self._request, run_dir, self._clock)
                     self._private = stack.enter_context(private)
@@ -224,6 +227,7 @@ class _Run:
             stack.callback(control.close)
             self._announce(run_dir, plan, scouted)
             result = self._see_through(engine, gang, registry, run_dir, plan, task)
+            learn_from(plan, self._tally, framework=scouted["framework"], store=RateStore(workspace))
         write_atomically(run_dir / "result.json", _json_bytes(result_to_json(result)))
         return result
 
@@ -319,17 +323,10 @@ class _Run:
             plan=plan,
             predicted_step_seconds=plan.predicted_step_seconds,
             measured_step_seconds=tally.step_seconds,
-            checks=self._checks(plan),
+            checks=compare(plan, tally),
             pushes_lost=ended.get("pushes_lost"),
             privacy=None if self._private is None else self._private.total,
         )
-
-    def _checks(self, plan: Plan) -> tuple[PhaseCheck, ...]:
-        """The forecast held against the run."""
-        step_seconds = self._tally.step_seconds
-        if plan.forecast is None or step_seconds is None:
-            return ()
-        return check(plan.forecast, self._tally.phase_seconds, step_seconds)
 
     def _close_recorders(self, recorders: Recorders) -> None:
         """Finish what is written for people; one that gave up is told, and ends no run."""

@@ -34,18 +34,21 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
     framework = FRAMEWORKS[name]()
     private = None if job.privacy is None else scout_private(job, name, model, data)
     workload, unused = framework.profile(job, data, model)
+    workload = dataclasses.replace(workload, optimizer_states=_optimizer_states(job))
     tables = scout_tables(job, name, model)
     found = identity(
         job, model_shapes=_shapes(model), data=data.fingerprint(), num_examples=len(data.train), tables=tables
     )
     resume, damaged = _look_for_checkpoint(assignment["resume_dir"])
     threads = assignment["threads"]
+    # A plan may be for another machine's GPUs; what needs a device is then looked at on this one's CPU.
+    device = assignment["device"] if torch.cuda.is_available() else "cpu"
     if private is not None:
         tuning = untuned(job, threads=threads, why="private steps are not compiled")
         tuning = dataclasses.replace(tuning, compile=False)
     elif assignment["autotune"]:
         tuning = framework.tune(
-            job, data, threads=threads, num_workers=assignment["num_workers"], device=assignment["device"]
+            job, data, threads=threads, num_workers=assignment["num_workers"], device=device
         )
     else:
         tuning = untuned(job, threads=threads)
@@ -53,7 +56,7 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
         tuning = dataclasses.replace(tuning, compile=False)  # XLA cannot call out for rows
     served = None
     if job.parameter_server is not None:
-        place = Place(device=assignment["device"], some_unused=bool(unused))
+        place = Place(device=device, some_unused=bool(unused))
         served = {**scout_served(job, framework, tuning, place), "tables": tables}
     num_examples = len(data.train) if private is None else private["num_examples"]
     return {
@@ -72,6 +75,14 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
         "resume": resume,
         "damaged": damaged,
     }
+
+
+def _optimizer_states(job: TrainJob) -> float:
+    """Numbers the optimiser keeps for each parameter; of one that the job makes itself, as many as Adam."""
+    from leptonai.training.optimizers import Optimizer
+    from leptonai.training.parameter_server.kernels import num_states
+
+    return float(num_states(job.optimizer)) if isinstance(job.optimizer, Optimizer) else 2.0
 
 
 def _build(job: TrainJob, threads: int) -> tuple[FrameworkName, Any]:

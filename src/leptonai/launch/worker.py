@@ -81,6 +81,11 @@ def main(channel: socket.socket, fds: list[int]) -> int:
 
             run_server(assignment, line, fds)
             return 0
+        if assignment["role"] == "probe":
+            from leptonai.launch.probe_worker import probe
+
+            line.send({"probed": probe(assignment, line, fds)})
+            return 0
         job = _job(assignment, payload, fds[1:])
         if assignment["role"] == "scout":
             from leptonai.launch.scout import scout

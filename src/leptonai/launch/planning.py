@@ -1,0 +1,192 @@
+"""Which layout is best: a job's traced work, or a transformer in six numbers, searched over a cluster's devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leptonai.compute.cluster import Cluster
+from leptonai.compute.forecast import Forecast
+from leptonai.compute.interruptions import Interruptions, expected_interruptions
+from leptonai.compute.plan import Plan
+from leptonai.compute.prediction.local_predictor import candidates
+from leptonai.compute.prediction.machine import Machine
+from leptonai.compute.prediction.memory import FLOAT32_ADAM, MIXED_ADAM
+from leptonai.compute.prediction.workload_step import WorkloadPredictor
+from leptonai.compute.search.answer import SearchResult
+from leptonai.compute.search.rows import Goal
+from leptonai.compute.search.search import search
+from leptonai.compute.search.space import Space
+from leptonai.compute.topology.of_cluster import machine_of
+from leptonai.compute.transformer import Transformer
+from leptonai.compute.workload import Workload
+from leptonai.core.errors import InputError
+from leptonai.launch.forecasting import correction_of, predict
+from leptonai.launch.rates import open_rates
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A search and what it was about.
+
+    Args:
+        machine: the devices as the search saw them.
+        result: best layout, front, rejected families.
+        interruptions: what failures cost the best layout.
+        num_steps: of the whole run; None: not known.
+        sources: what each phase's seconds rest on, in words.
+    """
+
+    machine: Machine
+    result: SearchResult
+    interruptions: Interruptions
+    num_steps: int | None = None
+    sources: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        device = self.machine.device
+        return {
+            **self.result.to_json(),
+            "num_steps": self.num_steps,
+            "interruptions": dataclasses.asdict(self.interruptions),
+            "machine": {
+                "device": device.name, "num_nodes": self.machine.num_nodes,
+                "devices_per_node": self.machine.devices_per_node, "memory_bytes": device.memory_bytes,
+                "currency": self.machine.currency,
+            },
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerChoice:
+    """So many workers of so many threads on this machine, and what a step of theirs should take."""
+
+    num_workers: int
+    threads: int
+    forecast: Forecast
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return {"num_workers": self.num_workers, "threads": self.threads, "forecast": self.forecast.to_json()}
+
+
+def has_accelerators(cluster: Cluster) -> bool:
+    """Whether any node declares a GPU or TPU; then layouts are searched, not workers of this machine."""
+    return any(node.num_devices("gpu") + node.num_devices("tpu") for node in cluster.nodes)
+
+
+def worker_choices(plan: Plan, *, framework: str, home: Path, goal: Goal) -> tuple[WorkerChoice, ...]:
+    """Every number of workers and threads that this machine's cores can hold, best first.
+
+    Args:
+        plan: of the job; what it computes and how its workers agree stays as it is.
+        framework: whose corrections apply.
+        home: where this machine's rates are kept.
+        goal: ``time`` or ``memory``.
+
+    Raises:
+        InputError: the machine was not probed, the goal needs prices or power, or the kind of run cannot be predicted.
+    """
+    if goal not in ("time", "memory"):
+        raise InputError(
+            f"the goal is {goal}, but no price or power of this machine is known",
+            hint="use --goal time or memory",
+        )
+    with open_rates(home) as store:
+        measured, correction = store.measured(), correction_of(store, framework)
+    if measured is None:
+        raise InputError("this machine's rates are not known", hint="measure them: lepton cluster probe")
+    found = []
+    for num_workers, threads in candidates(measured, most_workers=plan.workload.global_batch_size):
+        tuning = dataclasses.replace(plan.tuning, threads=threads)
+        placements = tuple(
+            dataclasses.replace(plan.placements[0], rank=rank, threads=threads, cores=())
+            for rank in range(num_workers)
+        )
+        tried = dataclasses.replace(plan, tuning=tuning, placements=placements)
+        forecast = predict(tried, measured, correction)
+        if forecast is not None:
+            found.append(WorkerChoice(num_workers=num_workers, threads=threads, forecast=forecast))
+    if not found:
+        raise InputError("this kind of run cannot be predicted on this machine", hint="see docs/pitfalls.md")
+    costs = {"time": lambda choice: choice.forecast.step_seconds,
+             "memory": lambda choice: choice.forecast.memory_bytes * choice.num_workers}  # fmt: skip
+    return tuple(sorted(found, key=costs[goal]))
+
+
+def answer_workload(
+    workload: Workload,
+    cluster: Cluster,
+    *,
+    goal: Goal,
+    consistency: tuple[str, ...] = ("bsp",),
+    on_progress: Progress = lambda done, total: None,
+) -> Answer:
+    """The best layouts of a traced job on a cluster of equal accelerators.
+
+    Raises:
+        InputError: the cluster's nodes differ or lack rates, nothing fits, or the goal needs prices nobody gave.
+    """
+    machine = machine_of(cluster)
+    space = Space(
+        num_devices=(machine.num_devices,),
+        devices_per_node=machine.devices_per_node,
+        global_batch=workload.global_batch_size,
+        num_layers=max(len(workload.layers), 1),
+        max_interleave=1,
+        recompute=("none", "full"),
+        sequence_parallel=(False,),
+        consistency=consistency,
+    ).with_fewer_devices()
+    result = search(
+        space,
+        WorkloadPredictor(workload, machine),
+        memory_limit_bytes=machine.device.memory_bytes,
+        goal=goal,
+        currency=machine.currency,
+        on_progress=on_progress,
+    )
+    kept = FLOAT32_ADAM.parameter_bytes + FLOAT32_ADAM.optimizer_bytes
+    return Answer(
+        machine=machine, result=result, num_steps=workload.total_steps,
+        interruptions=_interruptions(machine, result, workload.num_parameters * kept),
+    )  # fmt: skip
+
+
+def answer_transformer(
+    model: Transformer,
+    cluster: Cluster,
+    *,
+    global_batch: int,
+    goal: Goal,
+    on_progress: Progress = lambda done, total: None,
+) -> Answer:
+    """The best layouts of a transformer on a cluster of equal accelerators.
+
+    Raises:
+        InputError: as :func:`answer_workload`.
+    """
+    from leptonai.compute.search.transformers import plan_transformer
+
+    if global_batch < 1:
+        raise InputError(f"expected a batch >= 1, found {global_batch}")
+    machine = machine_of(cluster)
+    result = plan_transformer(model, machine, global_batch, goal=goal, on_progress=on_progress)
+    kept = MIXED_ADAM.optimizer_bytes  # among them the float32 copy that the parameters come from
+    return Answer(
+        machine=machine,
+        result=result,
+        interruptions=_interruptions(machine, result, model.num_parameters * kept),
+    )
+
+
+def _interruptions(machine: Machine, result: SearchResult, state_bytes: float) -> Interruptions:
+    num_devices = result.best.layout.num_devices
+    num_nodes = -(-num_devices // machine.devices_per_node)
+    return expected_interruptions(num_devices=num_devices, num_nodes=num_nodes, state_bytes=state_bytes)

@@ -1,0 +1,163 @@
+"""The probe on this machine, with real workers: what it finds hangs together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from leptonai.compute.engines.local import LocalEngine
+from leptonai.compute.measured import Measured, RateSample, TransferFit
+from leptonai.compute.measured_file import read_measured, write_measured
+from leptonai.compute.probe_cases import KernelCase, kernel_cases, layer_products
+from leptonai.core.errors import Fault, InputError
+from leptonai.launch.probe_disk import probe_disk
+from leptonai.launch.probe_findings import with_links
+from leptonai.launch.probe_messages import MESSAGE_BYTES, QUICK_MESSAGE_BYTES
+from leptonai.launch.probing import Probed, probe_machine, settings_for
+
+NUM_CORES = len(os.sched_getaffinity(0))
+
+
+class Told:
+    """Progress as it was told."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+
+    def __call__(self, share: float, doing: str) -> None:
+        self.shares.append(share)
+
+
+@pytest.fixture(scope="module")
+def found(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Probed, Told]]:
+    told, directory = Told(), tmp_path_factory.mktemp("disk")
+    yield (
+        probe_machine(seconds=2.0, quick=True, directory=directory, engine=engine, progress=told),
+        told,
+    )
+    assert list(directory.iterdir()) == []
+
+
+def samples_of(measured: Measured, **wanted: object) -> list[RateSample]:
+    return [
+        each
+        for each in measured.kernels
+        if all(getattr(each, name) == value for name, value in wanted.items())
+    ]
+
+
+def test_every_way_of_using_the_machine_was_measured(found: tuple[Probed, Told]) -> None:
+    measured = found[0].measured
+    for setting in settings_for(NUM_CORES):
+        if "kernels" in setting.parts:
+            kinds = {
+                each.kind for each in samples_of(measured, threads=setting.threads, num_busy=setting.num_busy)
+            }
+            assert kinds >= {"matmul", "convolution", "elementwise"}
+    assert measured.cores == NUM_CORES
+    assert dict(measured.versions).keys() == {"torch"}
+    assert {name for name, _ in measured.start_seconds} == {"engine", "pytorch"}
+    assert 1e-7 < dict(measured.call_seconds)["pytorch"] < 1e-2
+
+
+def test_larger_kernels_take_longer_and_rates_are_those_of_a_machine(found: tuple[Probed, Told]) -> None:
+    alone = samples_of(found[0].measured, threads=1, num_busy=1, precision="float32")
+    adds = sorted((each.dims[0], each.seconds) for each in alone if each.kind == "elementwise")
+    assert len(adds) >= 2
+    assert adds[0][1] < adds[-1][1]
+    for each in alone:
+        if each.kind == "matmul":
+            flops = KernelCase(kind="matmul", dims=each.dims).flops
+            assert 1e7 < flops / each.seconds < 1e13
+    for _, rate in found[0].measured.memory_bytes_per_second:
+        assert 1e8 < rate < 1e13
+
+
+def test_messages_were_fitted(found: tuple[Probed, Told]) -> None:
+    fits = {(fit.kind, fit.num_workers): fit for fit in found[0].measured.transfers}
+    for kind in ("all-reduce", "broadcast", "shared memory", "loopback"):
+        fit = fits[kind, 2]
+        assert {size for size, _ in fit.samples} >= set(QUICK_MESSAGE_BYTES)
+        assert 1e6 < fit.bandwidth_bytes_per_second < 1e13
+        assert 0 <= fit.latency_seconds < 1.0
+
+
+def test_the_disk_was_measured_and_spreads_are_told(found: tuple[Probed, Told]) -> None:
+    probed = found[0]
+    assert probed.measured.disk_write_bytes_per_second > 0
+    assert probed.measured.disk_read_bytes_per_second > 0
+    assert probed.measured.sync_seconds > 0
+    assert probed.spreads.keys() >= {"matmul", "convolution", "memory", "call", "all-reduce"}
+    assert all(spread >= 0 for spread in probed.spreads.values())
+
+
+def test_progress_goes_on_to_the_end(found: tuple[Probed, Told]) -> None:
+    shares = found[1].shares
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert len(shares) > 20
+
+
+def test_what_was_found_is_read_back_from_its_file(found: tuple[Probed, Told], tmp_path: Path) -> None:
+    path = tmp_path / "cluster.measured.yaml"
+    write_measured(path, found[0].measured)
+    assert read_measured(path) == found[0].measured
+
+
+def test_too_little_time_is_refused() -> None:
+    with pytest.raises(InputError, match="2 s or more, found 1"):
+        probe_machine(seconds=1.0)
+
+
+def test_a_worker_that_fails_ends_the_probe(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leptonai.launch.probing.MESSAGE_SHARE", 0.0)
+    monkeypatch.setattr("leptonai.launch.probing.MESSAGE_BYTES", (1,))  # too small a memory to share
+    with pytest.raises(Fault):
+        probe_machine(seconds=2.0, quick=True, engine=engine)
+
+
+def test_a_disk_that_is_nearly_full_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leptonai.launch.probe_disk.SPARE_BYTES", 2**62)
+    with pytest.raises(Fault, match="too little space"):
+        probe_disk(tmp_path, quick=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_between_nodes_of_this_machine_are_loopback() -> None:
+    loopback = TransferFit(kind="loopback", latency_seconds=5e-5, bandwidth_bytes_per_second=1e9)
+    measured = Measured(at_seconds=0.0, cores=2, transfers=(loopback,))
+    link = with_links(measured, [("a", "b")]).transfers[1]
+    assert (link.kind, link.ends, link.seconds(1e6)) == ("link", ("a", "b"), loopback.seconds(1e6))
+    assert with_links(Measured(at_seconds=0.0, cores=1), [("a", "b")]).transfers == ()
+
+
+@pytest.mark.parametrize("num_cores", [1, 2, 3, 4, 8, 64])
+def test_settings_fit_the_cores_and_messages_are_measured_for_each_number_of_workers_once(
+    num_cores: int,
+) -> None:
+    settings = settings_for(num_cores)
+    assert all(each.threads * each.num_busy <= max(2, num_cores) for each in settings)
+    with_messages = [each.num_busy for each in settings if "messages" in each.parts]
+    assert sorted(set(with_messages)) == sorted(with_messages)
+    assert 2 in with_messages
+    assert max(num_cores, 2) in with_messages
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_each_case_is_timed_once_and_bfloat16_last(quick: bool) -> None:
+    cases = kernel_cases(quick=quick)
+    keys = [(case.kind, case.dims, case.backward, case.precision) for case in cases]
+    assert len(keys) == len(set(keys))
+    slow = [case.precision != "float32" for case in cases]
+    assert slow == sorted(slow)
+    # Whatever time is left when half of it is spent, every kind has been seen.
+    half = {case.kind for case in cases[: len(cases) // 2]}
+    assert half >= {"matmul", "convolution", "elementwise"}
+
+
+def test_products_of_a_layer_do_the_same_work() -> None:
+    assert len({case.flops for case in layer_products(32, 784, 10)}) == 1
+    assert max(MESSAGE_BYTES) >= max(QUICK_MESSAGE_BYTES)
