@@ -58,6 +58,9 @@ bench: $(VENV)/.dev  ## Run the benchmarks (an hour and a half; peers install th
 	$(BIN)/python -m benchmarks.privacy_accounting
 	$(BIN)/python -m benchmarks.private_accuracy
 	$(BIN)/python -m benchmarks.privacy_audit
+	$(BIN)/python -m benchmarks.planner_accuracy
+	$(BIN)/python -m benchmarks.planner_local
+	$(BIN)/python -m benchmarks.planner_speed
 
 docs: $(VENV)/.dev  ## Write the generated pages of docs/ anew
 	$(BIN)/python -m leptonai.compute.reference > docs/cluster-file.md

@@ -13,6 +13,7 @@ from benchmarks import (
     consistency,
     faults,
     parameter_server,
+    planner_speed,
     privacy_accounting,
     privacy_audit,
     private_accuracy,
@@ -86,6 +87,9 @@ PROMISED = {
     "broken_trainers_flagged": (5.0, "higher"),
     "ledger_overspend_sqlite": (0.0, "lower"),
     "ledger_overspend_postgresql": (0.0, "lower"),
+    "costed_per_second": (300_000, "higher"),
+    "whole_space_seconds": (10, "lower"),
+    "whole_space_layouts": (1_300_000, "higher"),
 }
 
 
@@ -108,6 +112,7 @@ def themes(folder: Path) -> list[Benchmark]:
         privacy_accounting.benchmark(),
         private_accuracy.BENCHMARK,
         privacy_audit.benchmark(),
+        planner_speed.benchmark(),
     ]
 
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leptonai.compute.cluster import Cluster, Device, Link, Node, TopologyKind
+from leptonai.compute.cluster import (
+    FABRIC_KINDS,
+    Cluster,
+    Device,
+    Fabric,
+    FabricKind,
+    Link,
+    Node,
+    TopologyKind,
+)
 from leptonai.compute.cluster_file import ClusterFile, read_cluster, topology_pairs
 from leptonai.compute.reference import FULL
 from leptonai.core.errors import InputError
@@ -144,3 +153,65 @@ def test_a_topology_becomes_links_of_its_bandwidth() -> None:
     )
     link = Link(ends=("h", "a"), bandwidth_bytes_per_second=1e9, latency_seconds=1e-3)
     assert (cluster.links, cluster.topology) == ((link,), "star")
+
+
+EQUAL = "nodes: [{name: gpu, count: 3, interconnect: 1GB/s, price: 2.5, devices: [{kind: gpu, count: 2}]}]\n"
+
+
+def test_one_entry_stands_for_equal_nodes() -> None:
+    cluster = cluster_of(EQUAL)
+    assert [node.name for node in cluster.nodes] == ["gpu-0", "gpu-1", "gpu-2"]
+    assert {(node.interconnect_bytes_per_second, node.price_per_hour) for node in cluster.nodes} == {
+        (1e9, 2.5)
+    }
+
+
+def test_a_ring_joins_the_nodes_that_one_entry_stands_for() -> None:
+    cluster = cluster_of(EQUAL + "topology: {kind: ring, bandwidth: 1GB/s}")
+    assert [link.ends for link in cluster.links] == [
+        ("gpu-0", "gpu-1"),
+        ("gpu-1", "gpu-2"),
+        ("gpu-2", "gpu-0"),
+    ]
+    assert cluster.fabric is None
+
+
+@pytest.mark.parametrize("kind", FABRIC_KINDS)
+def test_every_generated_shape_becomes_a_fabric(kind: FabricKind) -> None:
+    cluster = cluster_of(EQUAL + f"topology: {{kind: {kind}, bandwidth: 8Gb/s, latency: 1us}}")
+    wanted = Fabric(kind=kind, bandwidth_bytes_per_second=1e9, latency_seconds=1e-6)
+    assert (cluster.fabric, cluster.links, cluster.topology) == (wanted, (), kind)
+
+
+def test_a_named_accelerator_fills_in_what_the_file_leaves_out() -> None:
+    cluster = cluster_of("nodes: [{name: a, devices: [{kind: gpu, accelerator: h100-sxm, memory: 40GiB}]}]")
+    device = cluster.nodes[0].devices[0]
+    assert (device.memory_bytes, device.accelerator) == (40 * 2**30, "h100-sxm")
+    assert device.peak_flops == pytest.approx(989e12, rel=0.01)
+    assert device.memory_bandwidth_bytes_per_second == pytest.approx(3.35e12, rel=0.01)
+    assert cluster.nodes[0].interconnect_bytes_per_second == 450e9
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nodes: [{name: a, devices: [{kind: gpu, accelerator: h100-smx}]}]", "did you mean"),
+        ("nodes: [{name: a, devices: [{kind: cpu, accelerator: h100-sxm}]}]", "is a gpu, not a cpu"),
+        ("nodes: [{name: a, count: 0}]", "nodes[0].count: expected at least 1"),
+        ("nodes: [{name: a, price: -1.0}]", "nodes[0].price: expected at least 0"),
+        ("nodes: [{name: a-1}, {name: a, count: 2}]", "node name 'a-1' is used twice, first by nodes[0]"),
+        (EQUAL + "topology: {kind: torus, bandwidth: 1GB/s, dims: [2, 2]}", "lengths with product 3"),
+        (
+            EQUAL + "topology: {kind: islands, bandwidth: 1GB/s, island: 2}",
+            "a divisor of the 3 nodes, found 2",
+        ),
+        (EQUAL + "topology: {kind: ring, bandwidth: 1GB/s, radix: 8}", "radix is not for kind ring"),
+        (EQUAL + "topology: {kind: fat_tre, bandwidth: 1GB/s}", "did you mean 'fat_tree'?"),
+        (
+            EQUAL + "topology: {kind: fat_tree, bandwidth: 1GB/s, oversubscription: 0.5}",
+            "expected at least 1",
+        ),
+    ],
+)
+def test_a_wrong_generated_network_is_told(text: str, said: str) -> None:
+    assert said in told(text)

@@ -18,7 +18,7 @@ def test_the_page_in_docs_is_the_one_the_models_give() -> None:
 
 def test_every_example_on_the_page_is_a_good_file() -> None:
     examples = re.findall(r"```yaml\n(.*?)```", reference(), flags=re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for text in examples:
         parse_yaml(text, where="example", model=ClusterFile).to_cluster(available_cores=2)
 

@@ -193,4 +193,6 @@ def test_workers_tell_where_their_time_goes(run: Runner, job: str) -> None:
     steps = run.of(StepDone)[1:]  # the first includes warming up
     for event in steps:
         assert {"input", "compute", "exchange"} <= set(event.phases) <= set(STEP_PHASES)
-        assert 0 < sum(event.phases.values()) <= event.seconds * 1.5  # served workers tell of deals that overlap
+        assert (
+            0 < sum(event.phases.values()) <= event.seconds * 1.5
+        )  # served workers tell of deals that overlap

@@ -12,7 +12,7 @@ from leptonai.launch.forecasting import served_word
 from leptonai.launch.planning import worker_choices
 from leptonai.launch.rates import RateStore, open_rates, this_machine
 from leptonai.launch.rundir import RunDirectory
-from tests.launch.conftest import Runner
+from tests.launch.conftest import Runner, cluster
 
 RATE = 2e10
 
@@ -130,15 +130,15 @@ def test_what_cannot_be_predicted_has_no_forecast(job: str, probed: Runner) -> N
 
 def test_workers_of_this_machine_are_compared(probed: Runner) -> None:
     plan = probed(LONG).plan
-    choices = worker_choices(plan, framework="pytorch", home=probed.home / "home", goal="time")
+    choices = worker_choices(plan, cluster(2), framework="pytorch", home=probed.home / "home", goal="time")
     assert {(each.num_workers, each.threads) for each in choices} == {(1, 1), (1, 2), (2, 1)}
     assert [each.forecast.step_seconds for each in choices] == sorted(
         each.forecast.step_seconds for each in choices
     )
     with pytest.raises(InputError, match="no price or power"):
-        worker_choices(plan, framework="pytorch", home=probed.home / "home", goal="price")
+        worker_choices(plan, cluster(2), framework="pytorch", home=probed.home / "home", goal="price")
     with pytest.raises(InputError, match="not known"):
-        worker_choices(plan, framework="pytorch", home=probed.home / "elsewhere", goal="time")
+        worker_choices(plan, cluster(2), framework="pytorch", home=probed.home / "elsewhere", goal="time")
 
 
 def test_words_of_consistency() -> None:

@@ -14,6 +14,7 @@ from typer.models import ArgumentInfo
 
 from leptonai.cli import (
     chaos,
+    cluster,
     data,
     doctor,
     export,
@@ -25,6 +26,7 @@ from leptonai.cli import (
     runs,
     train,
 )
+from leptonai.cli.hardware import hardware_app
 from leptonai.cli.output import INTERNAL_ERROR_CODE, INTERRUPTED_CODE, err, out, print_error, print_json, say
 from leptonai.cli.privacy import privacy_app
 from leptonai.core.errors import InputError, LeptonError
@@ -65,6 +67,8 @@ def build_app() -> typer.Typer:
     app.add_typer(runs.app, name="runs")
     app.command(epilog=replay.EXAMPLES)(replay.replay)
     app.command(epilog=resize.EXAMPLES)(resize.resize)
+    app.add_typer(cluster.app, name="cluster")
+    app.add_typer(hardware_app(), name="hardware")
     app.add_typer(data.app, name="data")
     privacy = privacy_app(_dataset_of)
     privacy.command("audit", epilog=privacy_check.EXAMPLES)(privacy_check.audit_run)

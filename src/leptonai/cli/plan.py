@@ -130,7 +130,12 @@ def _plan_job(
     from leptonai.cli.plan_view import print_plan
     from leptonai.cli.plan_workers import print_workers
     from leptonai.launch.engine import likely_framework
-    from leptonai.launch.planning import answer_workload, has_accelerators, worker_choices
+    from leptonai.launch.planning import (
+        answer_workload,
+        consistency_of,
+        has_accelerators,
+        worker_choices,
+    )
     from leptonai.launch.run import make_plan
 
     wanted = None if goal is None else _goal(goal)
@@ -141,10 +146,12 @@ def _plan_job(
     workers: tuple[WorkerChoice, ...] = ()
     if wanted is not None and has_accelerators(request.cluster):
         with search_progress(err()) as progress:
-            answer = answer_workload(made.workload, request.cluster, goal=wanted, on_progress=progress)
+            answer = answer_workload(
+                made.workload, request.cluster, goal=wanted, on_progress=progress, consistency=consistency_of(made)
+            )  # fmt: skip
     elif wanted is not None:
         framework = likely_framework(job)
-        workers = worker_choices(made, framework=framework, home=request.home, goal=wanted)
+        workers = worker_choices(made, request.cluster, framework=framework, home=request.home, goal=wanted)
     if as_json:
         searched = {} if answer is None else {"search": answer.to_json()}
         chosen = {"workers": [each.to_json() for each in workers]} if workers else {}

@@ -6,13 +6,18 @@ import ipaddress
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from leptonai.compute.measured import Measured
 from leptonai.core.errors import InputError
 
 DeviceKind = Literal["cpu", "gpu", "tpu"]
 EngineName = Literal["local"]
 TopologyKind = Literal["star", "ring", "mesh"]
+FabricKind = Literal["switch", "fat_tree", "rail_optimised", "torus", "dragonfly", "islands"]
+ShapeKind = Literal[TopologyKind, FabricKind]
+FABRIC_KINDS: tuple[FabricKind, ...] = get_args(FabricKind)
+MOST_DIMS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +30,8 @@ class Device:
         cores: cores of each, >= 1; only for a CPU; None: not known.
         memory_bytes: memory of each, > 0; None: not known.
         peak_flops: peak FLOP/s, > 0, *of one core* for a CPU and *of one device* otherwise; None: not known.
+        memory_bandwidth_bytes_per_second: of each, > 0; None: not known.
+        accelerator: its name in the hardware catalogue; None: it has none.
     """
 
     kind: DeviceKind
@@ -32,6 +39,8 @@ class Device:
     cores: int | None = None
     memory_bytes: int | None = None
     peak_flops: float | None = None
+    memory_bandwidth_bytes_per_second: float | None = None
+    accelerator: str | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -44,15 +53,43 @@ class Device:
             raise InputError(f"Device: expected memory_bytes > 0, found {self.memory_bytes}")
         if self.peak_flops is not None and not (self.peak_flops > 0 and math.isfinite(self.peak_flops)):
             raise InputError(f"Device: expected peak_flops > 0, found {self.peak_flops}")
+        rate = self.memory_bandwidth_bytes_per_second
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            raise InputError(f"Device: expected memory bandwidth > 0, found {rate}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One machine."""
+    """One machine.
+
+    Args:
+        name: used once.
+        address: IP address or host name.
+        devices: what it computes with.
+        interconnect_bytes_per_second: what one device sends to the others of the node, one way, > 0; None: not known.
+        interconnect_latency_seconds: of the smallest message between two devices of the node, >= 0.
+        price_per_hour: of the whole node, >= 0; None: not known.
+    """
 
     name: str
     address: str = "127.0.0.1"
     devices: tuple[Device, ...] = ()
+    interconnect_bytes_per_second: float | None = None
+    interconnect_latency_seconds: float = 0.0
+    price_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        rate = self.interconnect_bytes_per_second
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            raise InputError(f"Node: expected interconnect > 0, found {rate}")
+        if not (self.interconnect_latency_seconds >= 0 and math.isfinite(self.interconnect_latency_seconds)):
+            raise InputError(
+                f"Node: expected interconnect latency >= 0, found {self.interconnect_latency_seconds}"
+            )
+        if self.price_per_hour is not None and not (
+            self.price_per_hour >= 0 and math.isfinite(self.price_per_hour)
+        ):
+            raise InputError(f"Node: expected a price >= 0, found {self.price_per_hour}")
 
     @property
     def is_local(self) -> bool:
@@ -97,6 +134,45 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fabric:
+    """Switches, or direct links, that join equal nodes in a generated shape.
+
+    Args:
+        kind: the shape.
+        bandwidth_bytes_per_second: of each cable, one way, > 0.
+        latency_seconds: of each cable with the port it ends at, one way, >= 0.
+        nics: network cards of a node, each with one cable, >= 1; rails have one for each device, a torus none.
+        radix: ports of a switch, >= 2.
+        oversubscription: cables down from a leaf switch for each cable up, >= 1.
+        dims: lengths of a torus along its two or three dimensions; empty: as near a cube as the nodes allow.
+        island: nodes whose devices share one in-node network, >= 1; only for ``islands``.
+    """
+
+    kind: FabricKind
+    bandwidth_bytes_per_second: float
+    latency_seconds: float = 0.0
+    nics: int = 1
+    radix: int = 64
+    oversubscription: float = 1.0
+    dims: tuple[int, ...] = ()
+    island: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in FABRIC_KINDS:
+            raise InputError(f"Fabric: unknown kind {self.kind!r}", hint=f"one of: {', '.join(FABRIC_KINDS)}")
+        rate = self.bandwidth_bytes_per_second
+        if not (rate > 0 and math.isfinite(rate)):
+            raise InputError(f"Fabric: expected bandwidth > 0, found {rate}")
+        if not (self.latency_seconds >= 0 and math.isfinite(self.latency_seconds)):
+            raise InputError(f"Fabric: expected latency >= 0, found {self.latency_seconds}")
+        for name, least in (("nics", 1), ("radix", 2), ("oversubscription", 1), ("island", 1)):
+            if not (getattr(self, name) >= least and math.isfinite(getattr(self, name))):
+                raise InputError(f"Fabric: expected {name} >= {least}, found {getattr(self, name)}")
+        if any(length < 1 for length in self.dims) or len(self.dims) > MOST_DIMS:
+            raise InputError(f"Fabric: expected at most three dims, each >= 1, found {list(self.dims)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """The machines of one run and how many workers to start on them.
 
@@ -104,11 +180,13 @@ class Cluster:
         name: for people.
         nodes: at least one; names differ.
         links: between nodes by name; at most one for a pair.
-        topology: the named topology the links came from, if any.
+        topology: the named shape the links came from, if any.
+        fabric: what joins the nodes in place of ``links``, if they were generated.
         engine: what starts the workers.
         num_workers: worker processes over all nodes, >= 1.
         threads_per_worker: compute threads of each, >= 1; None: cores divided by workers.
         hang_seconds: silence after which a worker counts as hung, > 0; None: the engine's own limit.
+        measured: what a probe found on this machine; None: nothing.
 
     Raises:
         InputError: a value lies outside its range, a name is used twice, or a link leads nowhere.
@@ -120,11 +198,13 @@ class Cluster:
     name: str
     nodes: tuple[Node, ...]
     links: tuple[Link, ...] = ()
-    topology: TopologyKind | None = None
+    topology: ShapeKind | None = None
+    fabric: Fabric | None = None
     engine: EngineName = "local"
     num_workers: int = 1
     threads_per_worker: int | None = None
     hang_seconds: float | None = None
+    measured: Measured | None = None
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -135,6 +215,8 @@ class Cluster:
             raise InputError(f"Cluster: expected threads_per_worker >= 1, found {self.threads_per_worker}")
         if self.hang_seconds is not None and not (self.hang_seconds > 0 and math.isfinite(self.hang_seconds)):
             raise InputError(f"Cluster: expected hang_seconds > 0, found {self.hang_seconds}")
+        if self.fabric is not None and self.links:
+            raise InputError("Cluster: links and a fabric are both given", hint="keep one of them")
         _check_names(self)
 
     @property

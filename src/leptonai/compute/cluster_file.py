@@ -16,10 +16,21 @@ from leptonai.compute.cluster import (
     Device,
     DeviceKind,
     EngineName,
+    Fabric,
     Link,
     Node,
+    ShapeKind,
     TopologyKind,
 )
+from leptonai.compute.cluster_parts import (
+    MAX_NODES,
+    check_accelerator,
+    check_topology,
+    fill_device,
+    interconnect_of,
+    node_names,
+)
+from leptonai.compute.measured_section import MeasuredSection
 from leptonai.core.fields import ByteRate, ByteSize, Duration, FlopRate
 from leptonai.core.files import FileModel, Problem, problem, read_yaml
 
@@ -38,13 +49,22 @@ class DeviceFile(FileModel):
     peak: FlopRate | None = Field(
         default=None, gt=0, description="Peak FLOP/s: of one core for a CPU, of one device otherwise."
     )
+    memory_bandwidth: ByteRate | None = Field(
+        default=None, gt=0, description="What each reads from and writes to its memory."
+    )
+    accelerator: Annotated[str, AfterValidator(check_accelerator)] | None = Field(
+        default=None,
+        description="A name of the hardware catalogue, such as `h100-sxm`; it fills in what is left out here.",
+    )
 
     def to_device(self, *, available_cores: int) -> Device:
         """The frozen value; a CPU without ``cores`` gets ``available_cores``."""
         cores = self.cores or (available_cores if self.kind == "cpu" else None)
-        return Device(
-            kind=self.kind, count=self.count, cores=cores, memory_bytes=self.memory, peak_flops=self.peak
-        )
+        device = Device(
+            kind=self.kind, count=self.count, cores=cores, memory_bytes=self.memory, peak_flops=self.peak,
+            memory_bandwidth_bytes_per_second=self.memory_bandwidth, accelerator=self.accelerator,
+        )  # fmt: skip
+        return fill_device(device)
 
 
 def _check_address(address: str) -> str:
@@ -57,6 +77,12 @@ class NodeFile(FileModel):
     """One machine."""
 
     name: str = Field(min_length=1, description="Its name, used once.")
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_NODES,
+        description="How many equal nodes this stands for; more than one are named `NAME-0`, `NAME-1` and so on.",
+    )
     address: Annotated[str, AfterValidator(_check_address)] = Field(
         default="127.0.0.1",
         description="Its IP address or host name. The local engine starts workers on this machine alone.",
@@ -64,14 +90,33 @@ class NodeFile(FileModel):
     devices: tuple[DeviceFile, ...] = Field(
         default=(), description="What it computes with. Left out: one CPU with the cores this machine offers."
     )
+    interconnect: ByteRate | None = Field(
+        default=None,
+        gt=0,
+        description="What one device sends to the others of its node, one way. "
+        "Left out: as the catalogue says of its accelerator.",
+    )
+    interconnect_latency: Duration = Field(
+        default=0.0, description="Time of the smallest message between two devices of the node."
+    )
+    price: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Of the whole node, in US dollars an hour."
+    )
 
-    def to_node(self, *, available_cores: int) -> Node:
-        """The frozen value; without devices it is one CPU with ``available_cores``."""
+    def to_nodes(self, *, available_cores: int) -> tuple[Node, ...]:
+        """The frozen values; without devices each is one CPU with ``available_cores``."""
         devices = self.devices or (DeviceFile(kind="cpu"),)
-        return Node(
-            name=self.name,
-            address=self.address,
-            devices=tuple(device.to_device(available_cores=available_cores) for device in devices),
+        made = tuple(device.to_device(available_cores=available_cores) for device in devices)
+        return tuple(
+            Node(
+                name=name,
+                address=self.address,
+                devices=made,
+                interconnect_bytes_per_second=self.interconnect or interconnect_of(made),
+                interconnect_latency_seconds=self.interconnect_latency,
+                price_per_hour=self.price,
+            )
+            for name in node_names(self.name, self.count)
         )
 
 
@@ -84,21 +129,54 @@ class LinkFile(FileModel):
 
 
 class TopologyFile(FileModel):
-    """Equal links in a named shape, instead of a list of links."""
+    """Equal links in a named shape, or a generated network of switches, instead of a list of links."""
 
-    kind: TopologyKind = Field(
+    kind: ShapeKind = Field(
         description="`star`: the first node joined to every other; `ring`: each to the next and the last to "
-        "the first; `mesh`: each to each."
+        "the first; `mesh`: each to each; `switch`: all at one switch; `fat_tree`: leaf switches below spines; "
+        "`rail_optimised`: the devices of equal place in their nodes at the same leaf, spines above; `torus`: each to "
+        "its neighbours in two or three dimensions; `dragonfly`: fully joined groups of switches, each group "
+        "joined to each; `islands`: groups of nodes share one in-node network, and a switch joins the groups."
     )
     bandwidth: ByteRate = Field(gt=0, description="Of every link, one way.")
     latency: Duration = Field(default=0.0, description="Of every link, one way.")
+    nics: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Network cards of a node, where switches join nodes; rails have one for each.",
+    )
+    radix: int = Field(default=64, ge=2, le=1024, description="Ports of a switch.")
+    oversubscription: float = Field(
+        default=1.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="Cables down from a leaf switch for each cable up.",
+    )
+    dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        max_length=3,
+        description="Lengths of a torus. Left out: three, as near a cube as the nodes allow.",
+    )
+    island: int = Field(default=1, ge=1, description="Nodes of one island.")
 
     def to_links(self, names: tuple[str, ...]) -> tuple[Link, ...]:
-        """The links that the shape has between nodes of these names."""
+        """The links that a shape without switches has between nodes of these names; a fabric has none."""
+        if self.kind not in ("star", "ring", "mesh"):
+            return ()
         return tuple(
             Link(ends=ends, bandwidth_bytes_per_second=self.bandwidth, latency_seconds=self.latency)
             for ends in topology_pairs(self.kind, names)
         )
+
+    def to_fabric(self) -> Fabric | None:
+        """The frozen value of a generated network; None where plain links say all."""
+        if self.kind == "star" or self.kind == "ring" or self.kind == "mesh":
+            return None
+        return Fabric(
+            kind=self.kind, bandwidth_bytes_per_second=self.bandwidth, latency_seconds=self.latency, nics=self.nics,
+            radix=self.radix, oversubscription=self.oversubscription, dims=self.dims, island=self.island,
+        )  # fmt: skip
 
 
 class WorkersFile(FileModel):
@@ -134,6 +212,9 @@ class ClusterFile(FileModel):
     topology: TopologyFile | None = Field(
         default=None, description="Connections in a named shape; not together with `links`."
     )
+    measured: MeasuredSection | None = Field(
+        default=None, description="What `lepton cluster probe` found; it writes this itself."
+    )
 
     @classmethod
     def cross_check(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -151,7 +232,9 @@ class ClusterFile(FileModel):
             elif isinstance(name, str):
                 names[name] = index
             yield from _check_devices(node, index)
-        yield from _check_links(raw, list(names))
+        yield from _check_counted(raw)
+        yield from check_topology(raw.get("topology"), len(_expanded(raw)))
+        yield from _check_links(raw, _expanded(raw))
         if raw.get("links") and raw.get("topology"):
             yield Problem(
                 at=("topology",), message="links and topology are both given", hint="keep one of them"
@@ -165,18 +248,26 @@ class ClusterFile(FileModel):
         """
         return Cluster(
             name=self.name,
-            nodes=tuple(node.to_node(available_cores=available_cores) for node in self.nodes),
+            nodes=self._nodes(available_cores),
             links=self._links(),
             topology=self.topology.kind if self.topology else None,
+            fabric=self.topology.to_fabric() if self.topology else None,
             engine=self.engine,
             num_workers=self.workers.count,
             threads_per_worker=self.workers.threads,
             hang_seconds=self.workers.hang,
+            measured=self.measured.to_measured() if self.measured else None,
         )
+
+    def _nodes(self, available_cores: int) -> tuple[Node, ...]:
+        made = (node.to_nodes(available_cores=available_cores) for node in self.nodes)
+        return tuple(itertools.chain.from_iterable(made))
 
     def _links(self) -> tuple[Link, ...]:
         if self.topology:
-            return self.topology.to_links(tuple(node.name for node in self.nodes))
+            return self.topology.to_links(
+                tuple(name for node in self.nodes for name in node_names(node.name, node.count))
+            )
         return tuple(
             Link(
                 ends=link.between,
@@ -220,6 +311,30 @@ def _mappings(value: object) -> list[dict[str, Any]]:
     """Every item of a raw list, those that are no mappings as empty ones, so that positions stay right."""
     items = value if isinstance(value, tuple) else ()
     return [item if isinstance(item, dict) else {} for item in items]
+
+
+def _expanded(raw: Mapping[str, Any]) -> list[str]:
+    """Names of all nodes, as far as the file can be read."""
+    names: list[str] = []
+    for node in _mappings(raw.get("nodes")):
+        name, count = node.get("name"), node.get("count", 1)
+        if isinstance(name, str):
+            names += node_names(name, count if type(count) is int and 0 < count <= MAX_NODES else 1)
+    return names
+
+
+def _check_counted(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """Names that equal nodes get and another entry has as well; two entries of one name are told elsewhere."""
+    owner: dict[str, int] = {}
+    for index, node in enumerate(_mappings(raw.get("nodes"))):
+        for name in _expanded({"nodes": (node,)}):
+            first = owner.setdefault(name, index)
+            if first != index and name != node.get("name"):
+                message = f"node name {name!r} is used twice, first by nodes[{first}]"
+                yield Problem(
+                    at=("nodes", index, "name"), message=message, hint="give every node its own name"
+                )
+                break
 
 
 def _check_devices(node: Mapping[str, Any], index: int) -> Iterator[Problem]:

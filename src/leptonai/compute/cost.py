@@ -94,7 +94,15 @@ def ring_bytes(gradient_bytes: int, num_workers: int) -> int:
 
 
 def widest_route(cluster: Cluster, start: str, end: str) -> tuple[float, float] | None:
-    """Bandwidth (bytes/s) and latency (seconds) of the widest way between two nodes over links, or None."""
+    """Bandwidth (bytes/s) and latency (seconds) of the widest way between two nodes over links, or None.
+
+    Through a generated fabric: what a node has while all send at once.
+    """
+    if cluster.fabric is not None and start != end:
+        from leptonai.compute.topology.of_cluster import between_nodes, from_cluster  # brings SciPy
+
+        level = between_nodes(from_cluster(cluster))
+        return level.bandwidth_bytes_per_second, level.latency_seconds
     best = {start: (float("inf"), 0.0)}
     queue = [(-float("inf"), 0.0, start)]
     while queue:

@@ -54,6 +54,18 @@ topology: {kind: star, bandwidth: 1.2GB/s, latency: 20us}
 workers: 3
 """
 
+GENERATED = """\
+nodes:
+  - name: gpu
+    count: 16
+    devices:
+      - {kind: gpu, count: 8, memory: 80GiB, peak: 989TFLOP/s, memory_bandwidth: 3.35TB/s}
+    interconnect: 450GB/s
+    interconnect_latency: 1us
+    price: 24.5
+topology: {kind: rail_optimised, bandwidth: 400Gb/s, latency: 600ns, radix: 64}
+"""
+
 _BEGINNING = """\
 # The cluster file
 
@@ -98,6 +110,7 @@ def _lines() -> Iterator[str]:
     yield from (_BEGINNING, "", *_example(SMALLEST))
     yield from ("Everything that can be said:", "", *_example(FULL))
     yield from ("Links in a named shape:", "", *_example(NAMED))
+    yield from ("Many equal nodes below generated switches:", "", *_example(GENERATED))
     yield from (_RULES, "")
     for title, model in _SECTIONS.items():
         yield from _section(title, model)
@@ -139,7 +152,9 @@ def _words(hint: Any) -> str:
                 else f"list of {len(arguments)} texts"
             )
     section = next((title for title, model in _SECTIONS.items() if model is hint), None)
-    return f"[{section}](#{section})" if section else {int: "whole number", str: "text"}[hint]
+    return (
+        f"[{section}](#{section})" if section else {int: "whole number", float: "number", str: "text"}[hint]
+    )
 
 
 def _unit(hint: Any) -> str | None:

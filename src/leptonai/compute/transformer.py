@@ -22,7 +22,8 @@ class Transformer:
     Raises:
         InputError: a value lies outside its range.
 
-    >>> round(Transformer(num_layers=96, hidden=12288, num_heads=96, sequence=2048, vocabulary=51200).num_parameters / 1e9)
+    >>> gpt = Transformer(num_layers=96, hidden=12288, num_heads=96, sequence=2048, vocabulary=51200)
+    >>> round(gpt.num_parameters / 1e9)
     175
     """
 

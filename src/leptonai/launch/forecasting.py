@@ -28,7 +28,7 @@ def with_forecast(plan: Plan, scouted: Mapping[str, Any], cluster: Cluster, home
     if scouted.get("private") is not None or not plan.workload.operations:
         return plan
     with open_rates(home) as store:
-        measured = store.measured()
+        measured = cluster.measured or store.measured()
         correction = correction_of(store, scouted["framework"])
     if measured is None:
         return plan

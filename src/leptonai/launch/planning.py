@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from leptonai.compute.cluster import Cluster
 from leptonai.compute.forecast import Forecast
 from leptonai.compute.interruptions import Interruptions, expected_interruptions
 from leptonai.compute.plan import Plan
+from leptonai.compute.prediction.explained import PHASE_SOURCES
 from leptonai.compute.prediction.local_predictor import candidates
 from leptonai.compute.prediction.machine import Machine
 from leptonai.compute.prediction.memory import FLOAT32_ADAM, MIXED_ADAM
-from leptonai.compute.prediction.workload_step import WorkloadPredictor
+from leptonai.compute.prediction.workload_step import SOURCES, WorkloadPredictor
 from leptonai.compute.search.answer import SearchResult
 from leptonai.compute.search.rows import Goal
 from leptonai.compute.search.search import search
@@ -24,7 +25,7 @@ from leptonai.compute.topology.of_cluster import machine_of
 from leptonai.compute.transformer import Transformer
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
-from leptonai.launch.forecasting import correction_of, predict
+from leptonai.launch.forecasting import correction_of, predict, served_word
 from leptonai.launch.rates import open_rates
 
 Progress = Callable[[int, int], None]
@@ -81,11 +82,20 @@ def has_accelerators(cluster: Cluster) -> bool:
     return any(node.num_devices("gpu") + node.num_devices("tpu") for node in cluster.nodes)
 
 
-def worker_choices(plan: Plan, *, framework: str, home: Path, goal: Goal) -> tuple[WorkerChoice, ...]:
+def consistency_of(plan: Plan) -> tuple[str, ...]:
+    """Modes that a search may take for this job: bsp, and its own where it has a parameter server."""
+    own = None if plan.servers is None else served_word(plan.servers.consistency)
+    return ("bsp",) if own in (None, "bsp") else ("bsp", str(own))
+
+
+def worker_choices(
+    plan: Plan, cluster: Cluster, *, framework: str, home: Path, goal: Goal
+) -> tuple[WorkerChoice, ...]:
     """Every number of workers and threads that this machine's cores can hold, best first.
 
     Args:
         plan: of the job; what it computes and how its workers agree stays as it is.
+        cluster: whose measurements count, where it has some.
         framework: whose corrections apply.
         home: where this machine's rates are kept.
         goal: ``time`` or ``memory``.
@@ -99,7 +109,7 @@ def worker_choices(plan: Plan, *, framework: str, home: Path, goal: Goal) -> tup
             hint="use --goal time or memory",
         )
     with open_rates(home) as store:
-        measured, correction = store.measured(), correction_of(store, framework)
+        measured, correction = cluster.measured or store.measured(), correction_of(store, framework)
     if measured is None:
         raise InputError("this machine's rates are not known", hint="measure them: lepton cluster probe")
     found = []
@@ -135,7 +145,7 @@ def answer_workload(
     """
     machine = machine_of(cluster)
     space = Space(
-        num_devices=(machine.num_devices,),
+        num_devices=device_counts(machine.num_devices),
         devices_per_node=machine.devices_per_node,
         global_batch=workload.global_batch_size,
         num_layers=max(len(workload.layers), 1),
@@ -143,7 +153,7 @@ def answer_workload(
         recompute=("none", "full"),
         sequence_parallel=(False,),
         consistency=consistency,
-    ).with_fewer_devices()
+    )
     result = search(
         space,
         WorkloadPredictor(workload, machine),
@@ -154,7 +164,7 @@ def answer_workload(
     )
     kept = FLOAT32_ADAM.parameter_bytes + FLOAT32_ADAM.optimizer_bytes
     return Answer(
-        machine=machine, result=result, num_steps=workload.total_steps,
+        machine=machine, result=result, num_steps=workload.total_steps, sources=_sources(result, SOURCES),
         interruptions=_interruptions(machine, result, workload.num_parameters * kept),
     )  # fmt: skip
 
@@ -172,18 +182,38 @@ def answer_transformer(
     Raises:
         InputError: as :func:`answer_workload`.
     """
-    from leptonai.compute.search.transformers import plan_transformer
+    from leptonai.compute.search.transformers import plan_transformer, transformer_space
 
     if global_batch < 1:
         raise InputError(f"expected a batch >= 1, found {global_batch}")
     machine = machine_of(cluster)
-    result = plan_transformer(model, machine, global_batch, goal=goal, on_progress=on_progress)
+    space = dataclasses.replace(
+        transformer_space(model, machine, global_batch), num_devices=device_counts(machine.num_devices)
+    )
+    result = plan_transformer(model, machine, global_batch, goal=goal, space=space, on_progress=on_progress)
     kept = MIXED_ADAM.optimizer_bytes  # among them the float32 copy that the parameters come from
     return Answer(
-        machine=machine,
-        result=result,
+        machine=machine, result=result, sources=_sources(result, PHASE_SOURCES),
         interruptions=_interruptions(machine, result, model.num_parameters * kept),
-    )
+    )  # fmt: skip
+
+
+def device_counts(num_devices: int) -> tuple[int, ...]:
+    """All of them, and halves of that as long as they are whole: fewer devices may be cheaper, and even faster.
+
+    >>> device_counts(24)
+    (3, 6, 12, 24)
+    """
+    counts = [num_devices]
+    while counts[-1] % 2 == 0:
+        counts.append(counts[-1] // 2)
+    return tuple(reversed(counts))
+
+
+def _sources(result: SearchResult, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Of the phases that the best layout has."""
+    phases = [phase.name for phase in result.best.phases if phase.seconds]
+    return tuple((name, known[name]) for name in phases if name in known)
 
 
 def _interruptions(machine: Machine, result: SearchResult, state_bytes: float) -> Interruptions:

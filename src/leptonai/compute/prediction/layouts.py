@@ -62,7 +62,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layouts:
-    """N layouts, a column for each choice; ``recompute``, ``consistency`` and ``placement`` are places in their lists."""
+    """N layouts, a column for each choice; words are kept as places in their lists."""
 
     tensor: Ints
     data: Ints

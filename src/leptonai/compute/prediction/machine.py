@@ -76,7 +76,8 @@ class Machine:
     def __post_init__(self) -> None:
         if self.devices_per_node < 1 or self.num_nodes < 1:
             raise InputError(
-                f"Machine: expected devices_per_node and num_nodes >= 1, found {self.devices_per_node} and {self.num_nodes}"
+                f"Machine: expected devices_per_node and num_nodes >= 1, found {self.devices_per_node} "
+                f"and {self.num_nodes}"
             )
         if self.price_per_device_hour is not None and not self.price_per_device_hour >= 0:
             raise InputError(f"Machine: expected a price >= 0, found {self.price_per_device_hour}")

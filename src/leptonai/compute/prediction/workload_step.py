@@ -23,6 +23,20 @@ from leptonai.core.errors import InputError
 
 _FULL, _SELECTIVE = RECOMPUTE.index("full"), RECOMPUTE.index("selective")
 _BSP, _LOCAL_SGD = CONSISTENCY.index("bsp"), CONSISTENCY.index("local_sgd")
+SOURCES = {
+    "forward": "each operation's roofline: FLOPs or bytes at the share of the data sheet that kernels reach "
+    "(Williams et al. 2009), and a fixed time of a kernel",
+    "backward": "the same of the backward pass's own operations",
+    "recompute": "the forward pass once more (Chen et al. 2016)",
+    "host": "what issuing the calls takes beyond the device's time",
+    "pipeline exchange": "an activation and its gradient between stages, for each micro-batch (Hockney 1994)",
+    "pipeline bubble": "(sum of stages - slowest stage) while the pipeline fills and drains (Huang et al. 2019)",
+    "gradient exchange": "reduce-scatter in nodes, a ring between them, all-gather in nodes (Jia et al. 2018), less "
+    "what the backward pass hides (Li et al. 2020); push and pull where replicas do not wait (Dean et al. 2012)",
+    "parameter exchange": "two all-gathers a micro-batch, less what computing hides (Rajbhandari et al. 2020)",
+    "update": "the memory traffic of parameters, gradients and the optimiser's states",
+}
+"""How each phase is computed."""
 WHY_NOT = (
     "the batch cannot be divided so",
     "how to divide its layers over a tensor group is not known; describe it as a transformer",
@@ -47,7 +61,8 @@ class Efficiency:
         spread: relative half-width of the interval of nine measurements in ten.
 
     The defaults are those of large GPUs under eager PyTorch. Source: products and memory, the ranges that fit vTrain's
-    measurements (docs/design/planner.md); call, 20 to 25 microseconds a call there; bucket, Li et al. 2020 (2006.15704).
+    measurements (docs/design/planner.md); call, 20 to 25 microseconds a call there; bucket, Li et al. 2020
+    (2006.15704).
     """
 
     products: float = 0.79
