@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from leptonai.cli import app as module
-from leptonai.cli import cluster
+from leptonai.cli import cluster, cluster_design
+from leptonai.cli.count_bar import Count
+from leptonai.cli.design_job import device_for
+from leptonai.compute.hardware.catalogue import find
+from leptonai.core.errors import InputError
 from tests.cli.conftest import Said
 
 Lepton = Callable[..., Said]
@@ -126,8 +132,61 @@ def test_design_compares_topologies_and_marks_the_best(lepton: Lepton) -> None:
             "give the price of one node",
         ),
         (("--devices", "16", "--model", "gpt-1t"), 2, "the job runs on no topology"),
+        (("--devices", "16"), 2, "--model or --job is missing"),
+        (("--devices", "16", "--model", "gpt-1t", "--job", "tiny.py"), 2, "--model and --job are both given"),
+        (("--devices", "16", "--model", "gpt-1t", "--set", "epochs=2"), 2, "--set is for the settings"),
+        (("--devices", "16", "--job", "tiny.py", "--batch", "64"), 2, "--set global_batch_size=64"),
+        (("--devices", "16", "--job", "nowhere.py"), 2, "there is no such job file"),
+        (("--devices", "16", "--model", "gpt-22b", "--batch", "0"), 2, "expected at least 1, found 0"),
     ],
 )
 def test_a_wrong_design_is_told(lepton: Lepton, words: tuple[str, ...], code: int, said: str) -> None:
     found = lepton("cluster", "design", *words)
     assert (found.code, said in found.err) == (code, True), found.err
+
+
+def test_design_says_what_rings_it_assumes(lepton: Lepton) -> None:
+    said = lepton("cluster", "design", "--devices", "32", "--model", "gpt-3-1.3b")
+    words = " ".join(said.out.split())
+    assert "rings that pass through nodes in order" in words
+    assert "oversubscribed tree looks better here than for scattered jobs or all-to-all traffic" in words
+
+
+def test_design_for_a_traced_job(lepton: Lepton) -> None:
+    words = ("cluster", "design", "--devices", "4", "--per-node", "2", "--job", "tiny.py")
+    answer = json.loads(lepton(*words, "--json").out)
+    assert (answer["job"], answer["model"]) == ("tiny", None)
+    assert (answer["batch"], answer["precision"]) == (16, "float32")
+    assert answer["designs"][0]["best"]
+    assert all(each["step_seconds"] > 0 for each in answer["designs"])
+    said = lepton(*words, "--set", "global_batch_size=24")
+    assert said.code == 0
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert said.out.startswith("4 x h100-sxm-80gb, 2 to a node, for tiny (float32, batch 24)")
+
+
+def test_design_for_a_job_computes_in_the_precision_of_the_job() -> None:
+    found = find("h100-sxm")
+    single, half = device_for(found, "float32"), device_for(found, "bfloat16")
+    assert single.peak_flops == found.peak("fp32").value  # type: ignore[union-attr]
+    assert half.peak_flops == found.peak("bf16").value > 5 * single.peak_flops  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="no peak of tpu-v4 for a job in float32") as caught:
+        device_for(find("tpu-v4"), "float32")
+    assert "precision=bfloat16" in str(caught.value.hint)
+
+
+def test_design_counts_its_progress(lepton: Lepton, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, float, int | None]] = []
+
+    @contextmanager
+    def bar(console: Console, words: str) -> Iterator[Count]:
+        yield lambda *at: seen.append(at)
+
+    monkeypatch.setattr(cluster_design, "count_bar", bar)
+    assert lepton("cluster", "design", "--devices", "32", "--model", "gpt-3-1.3b").code == 0
+    done = [each[1] for each in seen]
+    assert done == sorted(done)
+    total = seen[-1][2]
+    assert total is not None
+    assert {each for each in done if each == int(each)} == set(range(total + 1))
+    assert len(seen) > total + 1, "layouts within a topology are not counted"

@@ -109,6 +109,50 @@ def test_a_choice_as_json(lepton: Lepton) -> None:
     assert {each["cloud"] for each in found["offers"]} == {"AWS"}
 
 
+def test_a_choice_says_what_its_times_count_and_whether_the_upper_end_is_in_time(lepton: Lepton) -> None:
+    words = ("hardware", "choose", *JOB, "--tokens", "20B")
+    best = json.loads(lepton(*words, "--json").out)["best"]
+    assert best["meets_deadline"] is None
+    hours = (best["total_seconds"] + best["high_seconds"]) / 2 / 3600
+    said = lepton(*words, "--deadline", f"{hours:.3f}h")
+    text = " ".join(said.out.split())
+    assert "misses the deadline; the cheapest that keeps it there too: " in text
+    assert "in time" in said.out
+    assert "likely" in said.out
+    assert "Times count failures" in text
+    assert "(parameters x 12 bytes)" in text
+    assert "Waiting for machines is not in them" in text
+    assert max(map(len, said.out.splitlines())) <= 80
+    found = json.loads(lepton(*words, "--deadline", f"{hours:.3f}h", "--json").out)
+    assert found["best"]["meets_deadline"] == "likely"
+    assert found["surest"]["meets_deadline"] == "yes"
+    assert found["surest"]["high_seconds"] <= found["deadline_seconds"]
+    assert 0.9 < found["best"]["goodput"] < 1
+    steps = found["best"]["total_seconds"] * found["best"]["goodput"] / found["best"]["step_seconds"]
+    assert steps == pytest.approx(round(steps))
+
+
+def test_spot_interruptions_are_named_as_left_out(lepton: Lepton) -> None:
+    said = lepton("hardware", "choose", *JOB, "--steps", "10", "--spot")
+    assert "interruptions of spot machines are not in them" in " ".join(said.out.split())
+
+
+def test_a_price_that_nobody_verified_is_marked(lepton: Lepton, stage: Path) -> None:
+    price = "    price: {value: 20, verified: false, note: heard of}\n"
+    (stage / "ours.yaml").write_text(OWN.rstrip().replace("- {name: our-box, cloud: cellar, accelerator: wonder-1, "
+        "count: 4}", "- name: our-box\n    cloud: cellar\n    accelerator: wonder-1\n    count: 4\n" + price))  # fmt: skip
+    words = ("hardware", "choose", *JOB[:6], "--steps", "10", "--catalogue", "ours.yaml", "--instance")
+    said = lepton(*words, "our-box")
+    assert said.code == 0, said.err
+    assert "price not verified (?): our-box" in said.out
+    assert " USD?" in said.out
+    found = json.loads(lepton(*words, "our-box", "--json").out)["best"]
+    assert (found["price_verified"], found["price_note"], found["price_per_hour"]) == (False, "heard of", 20)
+    sure = lepton(*words, "p5.48xlarge")
+    assert "not verified" not in sure.out
+    assert json.loads(lepton(*words, "p5.48xlarge", "--json").out)["best"]["price_verified"] is True
+
+
 def test_the_price_goal_without_prices(lepton: Lepton, stage: Path) -> None:
     (stage / "ours.yaml").write_text(OWN)
     words = (

@@ -9,8 +9,11 @@ from leptonai.core.errors import InputError
 from leptonai.core.workspace import Workspace
 from leptonai.launch.checking import check_run
 from leptonai.launch.forecasting import served_word
+from leptonai.launch.jobs import JobFile
 from leptonai.launch.planning import worker_choices
-from leptonai.launch.rates import RateStore, open_rates, this_machine
+from leptonai.launch.rates import RateStore, job_key, open_rates, this_machine
+from leptonai.launch.request import TrainRequest
+from leptonai.launch.run import make_plan
 from leptonai.launch.rundir import RunDirectory
 from tests.launch.conftest import Runner, cluster
 
@@ -151,3 +154,25 @@ def test_a_plan_keeps_its_forecast(probed: Runner) -> None:
     result = probed("toy(steps=3, epochs=None)")
     assert result.plan.forecast is not None
     assert RunDirectory(result.run_dir).plan().forecast == result.plan.forecast
+
+
+def test_a_plan_times_the_jobs_operations_and_the_run_uses_them(probed: Runner) -> None:
+    path = probed.write_job("timed", LONG)
+    request = TrainRequest(
+        job=JobFile(path=path), cluster=cluster(2), cluster_text="", home=probed.home / "home", autotune=False
+    )
+    plan = make_plan(request, engine=probed.engine)
+    assert plan.forecast is not None
+    assert any("was timed alone" in sentence for sentence in plan.forecast.assumptions)
+    with open_rates(probed.home / "home") as store:
+        timed = store.timed(job_key(plan))
+    assert timed is not None
+    assert (timed.batch, timed.threads) == (15, 1)  # one worker of two, of a batch of 30
+    assert timed.forward_calls > 3
+    assert min(timed.forward_seconds, timed.backward_seconds) > 0
+    ran = probed(path, run="ran").plan.forecast
+    assert ran is not None
+    assert ran.step_seconds == pytest.approx(plan.forecast.step_seconds)
+    choices = worker_choices(plan, cluster(2), framework="pytorch", home=probed.home / "home", goal="time")
+    same = next(each for each in choices if (each.num_workers, each.threads) == (2, 1))
+    assert same.forecast.step_seconds == pytest.approx(plan.forecast.step_seconds)

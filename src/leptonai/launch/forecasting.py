@@ -13,8 +13,10 @@ from leptonai.compute.measured import Measured
 from leptonai.compute.plan import Plan
 from leptonai.compute.prediction.correction import NO_CORRECTION, Correction, learn
 from leptonai.compute.prediction.local_predictor import LocalPrediction, Served, predict_local
+from leptonai.compute.prediction.operations_step import OperatorTimes
 from leptonai.core.errors import InputError
-from leptonai.launch.rates import RateStore, open_rates
+from leptonai.core.values import value_from_json
+from leptonai.launch.rates import RateStore, job_key, open_rates
 from leptonai.launch.tally import Tally
 
 FEWEST_STEPS = 20
@@ -30,13 +32,18 @@ def with_forecast(plan: Plan, scouted: Mapping[str, Any], cluster: Cluster, home
     with open_rates(home) as store:
         measured = cluster.measured or store.measured()
         correction = correction_of(store, scouted["framework"])
+        if scouted.get("timed") is not None:
+            store.keep_timed(job_key(plan), value_from_json(OperatorTimes, scouted["timed"]))
+        timed = store.timed(job_key(plan))
     if measured is None:
         return plan
-    made = predict(plan, measured, correction)
+    made = predict(plan, measured, correction, timed)
     return plan if made is None else replace(plan, forecast=made)
 
 
-def predict(plan: Plan, measured: Measured, correction: Correction) -> Forecast | None:
+def predict(
+    plan: Plan, measured: Measured, correction: Correction, timed: OperatorTimes | None = None
+) -> Forecast | None:
     """One step of this plan; None where its consistency, or its precision on this machine, cannot be predicted."""
     consistency = None if plan.servers is None else served_word(plan.servers.consistency)
     if plan.servers is not None and consistency is None:
@@ -52,6 +59,7 @@ def predict(plan: Plan, measured: Measured, correction: Correction) -> Forecast 
             optimizer_states=plan.workload.optimizer_states,
             precision=plan.tuning.precision,
             correction=correction,
+            timed=timed,
         )
     except InputError:  # a rate that was not measured, such as this precision's
         return None
@@ -112,3 +120,11 @@ def learn_from(plan: Plan, tally: Tally, *, framework: str, store: RateStore) ->
 
 def _is_here(cluster: Cluster) -> bool:
     return all(node.is_local for node in cluster.nodes)
+
+
+def is_probed(cluster: Cluster, home: Path) -> bool:
+    """Whether the rates of this machine are known, so that timing a job's operations is of use."""
+    if not _is_here(cluster):
+        return False
+    with open_rates(home) as store:
+        return cluster.measured is not None or store.measured() is not None

@@ -12,6 +12,7 @@ from leptonai.core.errors import InputError
 from leptonai.launch.engine import FrameworkName
 
 if TYPE_CHECKING:
+    from leptonai.compute.prediction.operations_step import OperatorTimes
     from leptonai.training.data.dataset import Data
     from leptonai.training.job import TrainJob
     from leptonai.training.learner import Exchange, Learner
@@ -53,6 +54,12 @@ class Framework(Protocol):
     def tune(self, job: TrainJob, data: Data, *, threads: int, num_workers: int, device: str) -> Tuning: ...
 
     def configure(self, threads: int) -> None: ...
+
+    def time_operations(
+        self, job: TrainJob, data: Data, model: Any, tuning: Tuning, *, batch: int
+    ) -> OperatorTimes | None:
+        """Each distinct operation of a pass, timed alone; None: this framework or tuning runs them otherwise."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,24 @@ class PyTorchFramework:
 
         torch.set_num_threads(threads)
 
+    def time_operations(
+        self, job: TrainJob, data: Data, model: Any, tuning: Tuning, *, batch: int
+    ) -> OperatorTimes | None:
+        if tuning.compile:
+            return None
+        import torch
+
+        from leptonai.training.pytorch.operation_timing import time_operations
+        from leptonai.training.pytorch.passes import Passes
+        from leptonai.training.pytorch.profile import sample
+
+        options = _torch_options(tuning, Place(device="cpu", some_unused=False))
+        if tuning.memory_format == "channels_last":
+            model.to(memory_format=torch.channels_last)
+        model.train()
+        passes, examples = Passes(job, options, model), sample(data, batch)
+        return time_operations(model, passes.to_device(examples), lambda net, columns: passes.loss(examples))
+
 
 @dataclass(frozen=True, slots=True)
 class TensorFlowFramework:
@@ -135,6 +160,11 @@ class TensorFlowFramework:
         from leptonai.training.tensorflow.learner import configure
 
         configure(threads)
+
+    def time_operations(
+        self, job: TrainJob, data: Data, model: Any, tuning: Tuning, *, batch: int
+    ) -> OperatorTimes | None:
+        return None  # a compiled graph fuses what would be timed apart
 
 
 def _torch_options(tuning: Tuning, place: Place) -> TorchOptions:

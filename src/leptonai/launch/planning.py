@@ -26,7 +26,7 @@ from leptonai.compute.transformer import Transformer
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
 from leptonai.launch.forecasting import correction_of, predict, served_word
-from leptonai.launch.rates import open_rates
+from leptonai.launch.rates import job_key, open_rates
 
 Progress = Callable[[int, int], None]
 
@@ -110,6 +110,7 @@ def worker_choices(
         )
     with open_rates(home) as store:
         measured, correction = cluster.measured or store.measured(), correction_of(store, framework)
+        timed = store.timed(job_key(plan))
     if measured is None:
         raise InputError("this machine's rates are not known", hint="measure them: lepton cluster probe")
     found = []
@@ -120,7 +121,7 @@ def worker_choices(
             for rank in range(num_workers)
         )
         tried = dataclasses.replace(plan, tuning=tuning, placements=placements)
-        forecast = predict(tried, measured, correction)
+        forecast = predict(tried, measured, correction, timed)
         if forecast is not None:
             found.append(WorkerChoice(num_workers=num_workers, threads=threads, forecast=forecast))
     if not found:

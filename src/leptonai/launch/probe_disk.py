@@ -6,11 +6,11 @@ import contextlib
 import os
 import secrets
 import shutil
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from leptonai.compute.steady_timing import quiet_seconds
 from leptonai.core.errors import Fault
 
 FILE_BYTES = 64 * 2**20
@@ -18,6 +18,8 @@ QUICK_FILE_BYTES = 8 * 2**20
 BLOCK_BYTES = 4 * 2**20
 NUM_SYNCS = 15
 SYNC_BYTES = 4096
+# A slow or busy disk shows its rate with less than the whole file; its last fsync comes on top.
+MOST_SECONDS = 2.0
 # A probe must not be what fills a disk.
 SPARE_BYTES = 256 * 2**20
 
@@ -47,8 +49,8 @@ def probe_disk(directory: Path, *, quick: bool = False) -> DiskRates:
     path = directory / f".probe-{secrets.token_hex(8)}"
     try:
         return DiskRates(
-            write_bytes_per_second=num_bytes / _write(path, num_bytes),
-            read_bytes_per_second=num_bytes / _read(path),
+            write_bytes_per_second=_write(path, num_bytes),
+            read_bytes_per_second=_read(path),
             sync_seconds=_sync(path),
         )
     except OSError as error:
@@ -59,32 +61,38 @@ def probe_disk(directory: Path, *, quick: bool = False) -> DiskRates:
 
 
 def _write(path: Path, num_bytes: int) -> float:
+    """Bytes a second, of as much as fits in the time."""
     block = os.urandom(BLOCK_BYTES)  # not compressible, should the file system try
+    done = 0
     began = time.perf_counter()
     with path.open("xb", buffering=0) as file:
-        for _ in range(num_bytes // BLOCK_BYTES):
-            file.write(block)
+        while done < num_bytes and time.perf_counter() - began < MOST_SECONDS:
+            done += file.write(block)
         os.fsync(file.fileno())
-    return time.perf_counter() - began
+    return done / (time.perf_counter() - began)
 
 
 def _read(path: Path) -> float:
+    """Bytes a second, of as much as fits in the time."""
     buffer = bytearray(BLOCK_BYTES)
+    done = 0
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         began = time.perf_counter()
-        while file.readinto(buffer):
-            pass
-        return time.perf_counter() - began
+        while count := file.readinto(buffer):
+            done += count
+            if time.perf_counter() - began > MOST_SECONDS:
+                break
+        return done / (time.perf_counter() - began)
 
 
 def _sync(path: Path) -> float:
-    times = []
+    times: list[float] = []
     with path.open("r+b", buffering=0) as file:
-        for _ in range(NUM_SYNCS):
+        while len(times) < NUM_SYNCS and sum(times) < MOST_SECONDS:
             file.seek(0)
             file.write(bytes(SYNC_BYTES))
             began = time.perf_counter()
             os.fsync(file.fileno())
             times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return quiet_seconds(times)

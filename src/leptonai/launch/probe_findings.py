@@ -43,6 +43,42 @@ class Setting:
         return f"{processes} x {self.threads} thread{'s' if self.threads > 1 else ''}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How noisy one kind of sample was in one setting.
+
+    Args:
+        setting: in words.
+        kind: of kernel or message, or ``memory``.
+        value: the median over the samples of the distance between quartiles, relative to the median.
+    """
+
+    setting: str
+    kind: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A size that was not measured.
+
+    Args:
+        setting: in words.
+        kind: of kernel or message.
+        size: dims, or bytes.
+        precision: of a kernel.
+        backward: of a kernel.
+        why: ``no time left``, or ``too slow``: one call would take too long.
+    """
+
+    setting: str
+    kind: str
+    size: tuple[int, ...]
+    precision: str = ""
+    backward: bool = False
+    why: str = "no time left"
+
+
 @dataclass(slots=True)
 class Findings:
     """Gathers what groups report."""
@@ -56,11 +92,16 @@ class Findings:
     num_gpus: int = 0
     ready: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
-    spreads: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    spreads: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    skipped: list[Skipped] = field(default_factory=list)
 
-    def median_spreads(self) -> dict[str, float]:
-        """By what was measured: the median spread of its samples."""
-        return {name: kept(statistics.median(each)) for name, each in self.spreads.items() if each}
+    def median_spreads(self) -> tuple[Spread, ...]:
+        """Of all that was measured, by setting: the median spread of its samples."""
+        return tuple(
+            Spread(setting=setting, kind=kind, value=kept(statistics.median(each)))
+            for (setting, kind), each in self.spreads.items()
+            if each
+        )
 
 
 def with_links(measured: Measured, pairs: Sequence[tuple[str, str]]) -> Measured:
@@ -76,12 +117,35 @@ def gather(found: Findings, setting: Setting, results: Sequence[Mapping[str, Any
     """Take up what all workers of a setting found; where each has its own time, their mean is taken."""
     found.versions.update(results[0]["versions"])
     found.num_gpus = max(found.num_gpus, results[0]["num_gpus"])
+    if "kernels" in results[0]:
+        _gather_kernels(found, setting, [result["kernels"] for result in results])
+    if results[0].get("calls"):
+        _gather_calls(found, setting, results[0]["calls"])
+    if "memory" in results[0]:
+        rate = sum(result["memory"]["bytes_per_second"] for result in results)
+        num_threads = setting.threads * setting.num_busy
+        found.memory[num_threads] = kept(max(rate, found.memory.get(num_threads, 0.0)))
+        found.spreads[setting.words, "memory"] += [result["memory"]["spread"] for result in results]
+    if "messages" in results[0]:
+        for message in results[0]["messages"]["timed"]:
+            found.messages[message["kind"], message["num_workers"]].append(
+                (float(message["bytes"]), kept(message["seconds"]))
+            )
+            found.spreads[setting.words, message["kind"]].append(message["spread"])
+        for message in results[0]["messages"]["skipped"]:
+            found.skipped.append(
+                Skipped(setting=setting.words, kind=message["kind"], size=(message["bytes"],))
+            )
+
+
+def _gather_kernels(found: Findings, setting: Setting, results: Sequence[Mapping[str, Any]]) -> None:
     prefix = "" if setting.device == "cpu" else f"{setting.device}_"
-    for samples in zip(*(result.get("kernels", ()) for result in results), strict=True):
+    for samples in zip(*(result["timed"] for result in results), strict=True):
         first = samples[0]
+        kind = prefix + first["kind"]
         found.kernels.append(
             RateSample(
-                kind=prefix + first["kind"],
+                kind=kind,
                 dims=tuple(first["dims"]),
                 precision=first["precision"],
                 backward=first["backward"],
@@ -90,28 +154,24 @@ def gather(found: Findings, setting: Setting, results: Sequence[Mapping[str, Any
                 seconds=kept(statistics.mean(sample["seconds"] for sample in samples)),
             )
         )
-        found.spreads[prefix + first["kind"]] += [sample["spread"] for sample in samples]
-    calls = results[0].get("calls")
-    if calls:
-        found.calls = calls["forward"] + calls["backward"]
-        found.spreads["call"].append(calls["spread"])
-        for kind, passes in (("call", "forward"), ("call", "backward"), ("pass", "fixed")):
-            if calls[passes] > 0:
-                found.kernels.append(
-                    RateSample(
-                        kind=kind, dims=(1,), seconds=kept(calls[passes]), backward=passes != "forward"
-                    )
-                )
-    if "memory" in results[0]:
-        rate = sum(result["memory"]["bytes_per_second"] for result in results)
-        num_threads = setting.threads * setting.num_busy
-        found.memory[num_threads] = kept(max(rate, found.memory.get(num_threads, 0.0)))
-        found.spreads["memory"] += [result["memory"]["spread"] for result in results]
-    for message in results[0].get("messages", ()):
-        found.messages[message["kind"], message["num_workers"]].append(
-            (float(message["bytes"]), kept(message["seconds"]))
-        )
-        found.spreads[message["kind"]].append(message["spread"])
+        found.spreads[setting.words, kind] += [sample["spread"] for sample in samples]
+    for each in results[0]["skipped"]:
+        found.skipped.append(
+            Skipped(
+                setting=setting.words, kind=prefix + each["kind"], size=tuple(each["dims"]),
+                precision=each["precision"], backward=each["backward"], why=each["why"],
+            )
+        )  # fmt: skip
+
+
+def _gather_calls(found: Findings, setting: Setting, calls: Mapping[str, float]) -> None:
+    found.calls = calls["forward"] + calls["backward"]
+    found.spreads[setting.words, "call"].append(calls["spread"])
+    for kind, passes in (("call", "forward"), ("call", "backward"), ("pass", "fixed")):
+        if calls[passes] > 0:
+            found.kernels.append(
+                RateSample(kind=kind, dims=(1,), seconds=kept(calls[passes]), backward=passes != "forward")
+            )
 
 
 def to_measured(

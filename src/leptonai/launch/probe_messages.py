@@ -6,7 +6,7 @@ import mmap
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,20 @@ if TYPE_CHECKING:
 MESSAGE_BYTES = (4 * 2**10, 32 * 2**10, 256 * 2**10, 2**20, 4 * 2**20, 16 * 2**20, 64 * 2**20)
 QUICK_MESSAGE_BYTES = (4 * 2**10, 256 * 2**10, 4 * 2**20)
 FEWEST_CALLS, MOST_CALLS = 3, 60
+NUM_WARM_UP = 2
+FEWEST_SIZES = 2
+FLOAT_BYTES = 4
 SOCKET_SECONDS = 20.0
 SMALLEST_BYTES = 8
 LOOPBACK = "127.0.0.1"
 
 Timed = dict[str, Any]
-"""``kind``, ``bytes``, ``seconds``, ``spread``: one size of one kind of message."""
+"""``kind``, ``bytes``, ``num_workers``: one size of one kind of message; where timed, ``seconds`` and ``spread``."""
 
 
-def time_messages(exchange: TorchExchange, seconds: float, quick: bool, shared_fd: int) -> list[Timed]:
+def time_messages(
+    exchange: TorchExchange, seconds: float, quick: bool, shared_fd: int
+) -> dict[str, list[Timed]]:
     """Every kind of message at every size, within about ``seconds``; all workers call it together.
 
     Args:
@@ -38,28 +43,84 @@ def time_messages(exchange: TorchExchange, seconds: float, quick: bool, shared_f
         seconds: for all of it, > 0.
         quick: fewer sizes.
         shared_fd: a memory file that two of the workers hold, of at least the largest message.
+
+    Returns:
+        ``timed``, and ``skipped``: the largest sizes, where there was no time for them.
     """
     sizes = QUICK_MESSAGE_BYTES if quick else MESSAGE_BYTES
     pair = exchange.num_workers == 2
-    num_kinds = 4 if pair else 2
-    share = seconds / (num_kinds * len(sizes))
-    found: list[Timed] = []
-    for size in sizes:
-        values = np.zeros(size // 4, dtype=np.float32)
-        found.append(_collective(exchange, "all-reduce", partial(exchange.sum, values), size, share))
-        found.append(_collective(exchange, "broadcast", partial(exchange.broadcast, values), size, share))
+    timing = _Sizes(exchange, seconds / (4 if pair else 2))
+    timing.measure("all-reduce", sizes, partial(_summed, exchange))
+    timing.measure("broadcast", sizes, partial(_broadcast, exchange))
     if pair:
-        found += _through_shared_memory(exchange, sizes, share, shared_fd)
-        found += _over_loopback(exchange, (SMALLEST_BYTES, *sizes), share)
-    return found
+        with mmap.mmap(shared_fd, max(sizes)) as memory:
+            everything = np.frombuffer(memory, dtype=np.uint8)
+            try:
+                timing.measure("shared memory", sizes, partial(_copied, exchange, everything))
+            finally:
+                del everything
+        try:
+            with _connected(exchange) as connection:
+                loopback = partial(_exchanged, exchange, connection)
+                timing.measure("loopback", (SMALLEST_BYTES, *sizes), loopback)
+        except OSError as error:
+            raise Fault(f"TCP on loopback failed: {error.strerror or error}") from error
+    return {"timed": timing.timed, "skipped": timing.skipped}
 
 
-def _collective(
-    exchange: TorchExchange, kind: str, call: Callable[[], None], size: int, share: float
-) -> Timed:
-    once = _timed(call, 2)[-1]
-    times = _timed(call, _num_calls(exchange, once, share))
-    return _merged(exchange, kind, size, times, whole=False)
+class _Sizes:
+    """Measures kinds of messages by size, each kind within its time, and the same sizes on all workers.
+
+    Args:
+        seconds: of each kind.
+    """
+
+    def __init__(self, exchange: TorchExchange, seconds: float) -> None:
+        self._exchange, self._seconds = exchange, seconds
+        self.timed: list[Timed] = []
+        self.skipped: list[Timed] = []
+
+    def measure(self, kind: str, sizes: Sequence[int], times_of: Callable[[int, float], list[float]]) -> None:
+        """Measure one kind.
+
+        Args:
+            sizes: ascending; the first two are always measured, as a line needs them.
+            times_of: the times of some messages of a size, made in so many seconds.
+        """
+        end = time.monotonic() + self._seconds
+        for index, size in enumerate(sizes):
+            left = end - time.monotonic()
+            if index >= FEWEST_SIZES and not self._all_have(left, for_size=size):
+                self.skipped += [
+                    {"kind": kind, "bytes": each, "num_workers": self._exchange.num_workers}
+                    for each in sizes[index:]
+                ]
+                return
+            times = times_of(size, max(left, 0.0) / (len(sizes) - index))
+            self.timed.append(_merged(self._exchange, kind, size, times, whole=kind == "shared memory"))
+
+    def _all_have(self, left_seconds: float, *, for_size: int) -> bool:
+        """Whether the fewest messages of this size fit everywhere, judged by the last one's time for a byte."""
+        last = self.timed[-1]
+        needed = last["seconds"] * for_size / last["bytes"] * (FEWEST_CALLS + NUM_WARM_UP)
+        votes = np.array([float(needed <= left_seconds)])
+        self._exchange.sum(votes)
+        return bool(votes[0] == self._exchange.num_workers)
+
+
+def _summed(exchange: TorchExchange, size: int, seconds: float) -> list[float]:
+    values = np.zeros(size // FLOAT_BYTES, dtype=np.float32)
+    return _repeated(exchange, partial(exchange.sum, values), seconds)
+
+
+def _broadcast(exchange: TorchExchange, size: int, seconds: float) -> list[float]:
+    values = np.zeros(size // FLOAT_BYTES, dtype=np.float32)
+    return _repeated(exchange, partial(exchange.broadcast, values), seconds)
+
+
+def _repeated(exchange: TorchExchange, call: Callable[[], None], seconds: float) -> list[float]:
+    once = _timed(call, NUM_WARM_UP)[-1]
+    return _timed(call, _num_calls(exchange, once, seconds))
 
 
 def _timed(call: Callable[[], None], count: int) -> list[float]:
@@ -80,7 +141,11 @@ def _num_calls(exchange: TorchExchange, once: float, share: float) -> int:
 
 
 def _merged(exchange: TorchExchange, kind: str, size: int, times: list[float], *, whole: bool) -> Timed:
-    """The workers' medians: their mean, or their sum where each did a part of the whole."""
+    """The workers' medians: their mean, or their sum where each did a part of the whole.
+
+    Medians, where kernels take the quieter half: waiting until the other process wakes is part of a message,
+    and no neighbour's doing.
+    """
     values = np.array([statistics.median(times) if times else 0.0, spread_of(times)])
     exchange.sum(values)
     seconds = float(values[0]) if whole else float(values[0]) / exchange.num_workers
@@ -90,21 +155,9 @@ def _merged(exchange: TorchExchange, kind: str, size: int, times: list[float], *
     }  # fmt: skip
 
 
-def _through_shared_memory(
-    exchange: TorchExchange, sizes: tuple[int, ...], share: float, shared_fd: int
-) -> Iterator[Timed]:
+def _copied(exchange: TorchExchange, everything: NDArray[np.uint8], size: int, seconds: float) -> list[float]:
     """Rank 0 copies in, then rank 1 copies out: both copies together are the message."""
-    with mmap.mmap(shared_fd, max(sizes)) as memory:
-        everything = np.frombuffer(memory, dtype=np.uint8)
-        try:
-            for size in sizes:
-                yield _copied(exchange, everything[:size], size, share)
-        finally:
-            del everything
-
-
-def _copied(exchange: TorchExchange, shared: NDArray[np.uint8], size: int, share: float) -> Timed:
-    own = np.ones(size, dtype=np.uint8)
+    shared, own = everything[:size], np.ones(size, dtype=np.uint8)
     times: list[float] = []
 
     def once() -> None:
@@ -115,29 +168,18 @@ def _copied(exchange: TorchExchange, shared: NDArray[np.uint8], size: int, share
                 np.copyto(shared, own) if turn == 0 else np.copyto(own, shared)
                 times.append(time.perf_counter() - began)
 
-    count = _num_calls(exchange, _timed(once, 2)[-1], share)
+    count = _num_calls(exchange, _timed(once, NUM_WARM_UP)[-1], seconds)
     times.clear()
     for _ in range(count):
         once()
-    return _merged(exchange, "shared memory", size, times, whole=True)
+    return times
 
 
-def _over_loopback(exchange: TorchExchange, sizes: tuple[int, ...], share: float) -> Iterator[Timed]:
+def _exchanged(exchange: TorchExchange, connection: socket.socket, size: int, seconds: float) -> list[float]:
     """A message over TCP on loopback and one back, halved."""
-    try:
-        with _connected(exchange) as connection:
-            for size in sizes:
-                buffer = memoryview(bytearray(size))
-                turn = _ping if exchange.rank == 0 else _pong
-
-                def once(turn: Any = turn, buffer: memoryview = buffer) -> None:
-                    turn(connection, buffer)
-
-                count = _num_calls(exchange, _timed(once, 2)[-1], share)
-                times = [each / 2 for each in _timed(once, count)]
-                yield _merged(exchange, "loopback", size, times, whole=False)
-    except OSError as error:
-        raise Fault(f"TCP on loopback failed: {error.strerror or error}") from error
+    buffer = memoryview(bytearray(size))
+    turn = _ping if exchange.rank == 0 else _pong
+    return [each / 2 for each in _repeated(exchange, partial(turn, connection, buffer), seconds)]
 
 
 def _connected(exchange: TorchExchange) -> socket.socket:

@@ -5,9 +5,10 @@ Several of them begin each window of timing together, so that each is slowed by 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,7 +75,9 @@ def probe(assignment: Mapping[str, Any], line: Line, fds: list[int]) -> dict[str
         return _parts(assignment, kernels, exchange, line.send, fds)
     finally:
         if exchange is not None:
-            exchange.close()
+            # Another worker may leave first; gloo then closes its sockets while they are being shut down here.
+            with contextlib.suppress(OSError):
+                exchange.close()
 
 
 def _parts(
@@ -100,7 +103,7 @@ def _parts(
         tell(0.0)
         if part == "kernels":
             cases = kernel_cases(quick=assignment["quick"])
-            found[part] = list(_time_kernels(kernels, cases, assignment["seconds"], agree, tell))
+            found[part] = time_kernels(kernels, cases, assignment["seconds"], agree, tell)
         elif part == "calls":
             found[part] = time_calls(kernels, agree)
         elif part == "memory":
@@ -153,39 +156,53 @@ def _agreement(exchange: TorchExchange | None) -> Callable[[bool], bool]:
     return agree
 
 
-def _time_kernels(
+def time_kernels(
     kernels: Kernels,
     cases: tuple[KernelCase, ...],
     seconds: float,
-    agree: Callable[[bool], bool],
-    tell: Callable[[float], None],
-) -> Iterator[dict[str, Any]]:
-    """Each case in turn, within ``seconds`` for all; what one leaves over serves those after it."""
-    end = time.monotonic() + seconds
+    agree: Callable[[bool], bool] = bool,
+    tell: Callable[[float], None] = lambda share: None,
+    *,
+    now: Callable[[], float] = time.monotonic,
+) -> dict[str, list[dict[str, Any]]]:
+    """Each case in turn until ``seconds`` are spent; what one leaves over serves those after it.
+
+    One case of each family is timed however late it is, so that no kind or precision is missing; they are the
+    first, and small.
+
+    Returns:
+        ``timed`` and ``skipped``, the latter with the reason ``why``: ``no time left``, or ``too slow`` where
+        one call would take more than half a second.
+    """
+    end = now() + seconds
     share = seconds / len(cases)
     empty = kernels.empty()
     overhead = 0.0
     if empty is not None:
-        overhead = time_until_steady(empty, max_seconds=EMPTY_SECONDS, agree=agree).seconds
-    best: dict[tuple[str, str, bool], float] = {}  # fewest seconds for a FLOP, of a kind
+        overhead = time_until_steady(empty, max_seconds=min(EMPTY_SECONDS, share), agree=agree).seconds
+    best: dict[tuple[str, str, bool], float] = {}  # fewest seconds for a FLOP, of a family
+    timed: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
     for index, case in enumerate(cases):
-        kind = (case.kind, case.precision, case.backward)
-        too_long = best.get(kind, 0.0) * case.flops > LONGEST_CALL_SECONDS
-        late = time.monotonic() > end + seconds / 4
-        if not agree(not (too_long or late)):
-            continue  # one of us would take too long, so none of us does it
-        left = max(0.0, end - time.monotonic()) / (len(cases) - index)
+        known = case.family in best
+        too_slow = known and best[case.family] * case.flops > LONGEST_CALL_SECONDS
+        late = known and now() > end
+        described = {
+            "kind": case.kind, "dims": list(case.dims), "precision": case.precision, "backward": case.backward,
+        }  # fmt: skip
+        if not agree(not (too_slow or late)):  # what is too much for one of us, none of us does
+            skipped.append({**described, "why": "too slow" if too_slow else "no time left"})
+            continue
+        left = max(0.0, end - now()) / (len(cases) - index)
         call, copies = kernels.prepare(case)
         timing = time_until_steady(
             call, max_seconds=min(max(left, share / 4), MOST_SHARES * share), agree=agree
         )
         seconds_each = max(timing.seconds - overhead, timing.seconds * LEAST_SHARE) / copies
-        best[kind] = min(best.get(kind, math.inf), seconds_each / case.flops)
-        yield {
-            "kind": case.kind, "dims": list(case.dims), "precision": case.precision, "backward": case.backward,
-            "seconds": seconds_each, "spread": timing.spread,
-        }  # fmt: skip
+        best[case.family] = min(best.get(case.family, math.inf), seconds_each / case.flops)
+        timed.append({**described, "seconds": seconds_each, "spread": timing.spread})
         tell((index + 1) / len(cases))
+    return {"timed": timed, "skipped": skipped}
 
 
 def time_calls(kernels: Kernels, agree: Callable[[bool], bool] = bool) -> dict[str, float]:

@@ -22,7 +22,7 @@ from leptonai.launch.assignments import worker_environment
 from leptonai.launch.engine import FrameworkName, start_engine
 from leptonai.launch.failures import Failure, tail, to_error
 from leptonai.launch.probe_disk import probe_disk
-from leptonai.launch.probe_findings import Findings, Setting, gather, to_measured
+from leptonai.launch.probe_findings import Findings, Setting, Skipped, Spread, gather, to_measured
 from leptonai.launch.probe_messages import MESSAGE_BYTES
 
 Progress = Callable[[float, str], None]
@@ -46,13 +46,14 @@ class Probed:
 
     Args:
         measured: the machine.
-        spreads: by what was measured, the median over its samples of the distance between quartiles relative
-            to the median: how noisy the machine was.
+        spreads: how noisy the machine was, by setting and by what was measured.
+        skipped: what was not measured, for want of time.
         seconds: the probe took.
     """
 
     measured: Measured
-    spreads: Mapping[str, float]
+    spreads: tuple[Spread, ...]
+    skipped: tuple[Skipped, ...]
     seconds: float
 
 
@@ -103,12 +104,14 @@ def probe_machine(
         engine = engine or stack.enter_context(start_engine(framework))
         group = _Group(engine, framework, scratch, cores, quick, clock)
         for index, setting in enumerate(settings):  # the first may add to them
+            left = began + seconds - clock.monotonic_seconds()
+            if left <= 0 and setting.parts == ("messages",) and found.messages:
+                found.skipped.append(Skipped(setting=setting.words, kind="messages", size=()))
+                continue
             group.run(
                 setting,
                 found,
-                seconds=_kernel_seconds(
-                    settings[index:], began + seconds - clock.monotonic_seconds(), reserved
-                ),
+                seconds=_kernel_seconds(settings[index:], left, reserved),
                 message_seconds=reserved / num_messages,
                 progress=_part_of(progress, index, len(settings) + 1, setting.words),
             )
@@ -120,6 +123,7 @@ def probe_machine(
     return Probed(
         measured=to_measured(found, framework, len(cores), disk, at_seconds=clock.now_seconds()),
         spreads=found.median_spreads(),
+        skipped=tuple(found.skipped),
         seconds=clock.monotonic_seconds() - began,
     )
 

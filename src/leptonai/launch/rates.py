@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,8 @@ from typing import Any
 import sqlalchemy as sql
 
 from leptonai.compute.measured import Measured
+from leptonai.compute.plan import Plan
+from leptonai.compute.prediction.operations_step import OperatorTimes
 from leptonai.core.errors import InputError
 from leptonai.core.values import value_from_json, value_to_json
 from leptonai.core.workspace import Workspace
@@ -31,6 +35,13 @@ CORRECTIONS = sql.Table(
     sql.Column("framework", sql.String(40), primary_key=True),
     sql.Column("correction", sql.JSON, nullable=False),
 )
+OPERATORS = sql.Table(
+    "operator_times",
+    METADATA,
+    sql.Column("machine", sql.String(200), primary_key=True),
+    sql.Column("job", sql.String(64), primary_key=True),
+    sql.Column("times", sql.JSON, nullable=False),
+)
 
 
 def this_machine() -> str:
@@ -39,7 +50,7 @@ def this_machine() -> str:
 
 
 class RateStore:
-    """The two tables on an open workspace.
+    """The tables on an open workspace.
 
     Args:
         workspace: where they lie; made if they are not there.
@@ -65,7 +76,7 @@ class RateStore:
     def keep_measured(self, measured: Measured) -> None:
         """Replace what is known; what runs taught about the old rates is forgotten with them."""
         with self._workspace.transaction() as connection:
-            for table in (RATES, CORRECTIONS):
+            for table in (RATES, CORRECTIONS, OPERATORS):
                 connection.execute(sql.delete(table).where(table.c.machine == self._machine))
             values = {"machine": self._machine, "measured": value_to_json(measured)}
             connection.execute(sql.insert(RATES).values(**values))
@@ -86,6 +97,32 @@ class RateStore:
         with self._workspace.transaction() as connection:
             connection.execute(sql.delete(CORRECTIONS).where(same))
             connection.execute(sql.insert(CORRECTIONS).values(**row))
+
+    def timed(self, job: str) -> OperatorTimes | None:
+        """A job's operations as timed here, by :func:`job_key`; None: they were not."""
+        same = (OPERATORS.c.machine == self._machine) & (OPERATORS.c.job == job)
+        with self._workspace.transaction() as connection:
+            found = connection.scalar(sql.select(OPERATORS.c.times).where(same))
+        try:
+            return None if found is None else value_from_json(OperatorTimes, found)
+        except InputError:
+            return None
+
+    def keep_timed(self, job: str, times: OperatorTimes) -> None:
+        """Replace them."""
+        same = (OPERATORS.c.machine == self._machine) & (OPERATORS.c.job == job)
+        row = {"machine": self._machine, "job": job, "times": value_to_json(times)}
+        with self._workspace.transaction() as connection:
+            connection.execute(sql.delete(OPERATORS).where(same))
+            connection.execute(sql.insert(OPERATORS).values(**row))
+
+
+def job_key(plan: Plan) -> str:
+    """Equal for plans whose operations take equally long on one machine, whatever their batch and threads."""
+    tuning = plan.tuning
+    words = [value_to_json(each) for each in plan.workload.operations]
+    text = json.dumps([words, tuning.precision, tuning.memory_format, tuning.compile])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

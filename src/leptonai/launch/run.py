@@ -37,7 +37,7 @@ from leptonai.core.journal import Journal
 from leptonai.core.workspace import Workspace
 from leptonai.launch.assignments import shared_memory, worker_specs
 from leptonai.launch.engine import start_engine
-from leptonai.launch.forecasting import compare, learn_from, with_forecast
+from leptonai.launch.forecasting import compare, is_probed, learn_from, with_forecast
 from leptonai.launch.gang import Gang
 from leptonai.launch.jobs import JobFile, differences
 from leptonai.launch.private_run import PrivateRun, begin_private
@@ -64,7 +64,10 @@ def make_plan(
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder, contextlib.ExitStack() as stack:
         engine = engine or stack.enter_context(start_engine())
         stack.callback(engine.stop_workers)
-        scouted = scout_job(engine, request, Path(folder), resume_dir=None, clock=clock)
+        timing = is_probed(request.cluster, request.home)
+        scouted = scout_job(
+            engine, request, Path(folder), resume_dir=None, clock=clock, time_operations=timing
+        )
         made = plan_from(request.cluster, scouted, for_run=False, kept=None)
         return with_forecast(made, scouted, request.cluster, request.home)
 

@@ -30,9 +30,15 @@ LIBRARIES = ("leptonai", "site-packages", "lib/python")
 
 
 def scout_job(
-    engine: LocalEngine, request: TrainRequest, logs: Path, *, resume_dir: Path | None, clock: Clock
+    engine: LocalEngine,
+    request: TrainRequest,
+    logs: Path,
+    *,
+    resume_dir: Path | None,
+    clock: Clock,
+    time_operations: bool = False,
 ) -> Mapping[str, Any]:
-    """Have a worker look at the job."""
+    """Have a worker look at the job, and time its operations one by one if asked, which takes seconds."""
     cores = len(os.sched_getaffinity(0))
     threads = threads_per_worker(request.cluster, cores)
     kept = resume_dir is not None and (resume_dir / "plan.json").exists()
@@ -51,6 +57,7 @@ def scout_job(
                     "autotune": request.autotune and not kept,
                     "device": "cuda" if _num_gpus(request.cluster) else "cpu",
                     "resume_dir": str(resume_dir) if resume_dir else None,
+                    "time_operations": time_operations,
                 },
                 payload=payload(request.job),
                 fds=[null, *fds],

@@ -13,7 +13,8 @@ from leptonai.compute.hardware.choose import choose
 from leptonai.compute.hardware.entries import Instance
 from leptonai.compute.hardware.layout_search import plan_layout
 from leptonai.compute.hardware.machines import machine_from
-from leptonai.compute.hardware.offers import Offer, front_of
+from leptonai.compute.hardware.offers import Choice, Goal, Offer, front_of
+from leptonai.compute.interruptions import expected_interruptions
 from leptonai.compute.prediction.layouts import Layout
 from leptonai.compute.prediction.machine import Machine
 from leptonai.compute.transformer import Transformer
@@ -59,7 +60,12 @@ def picky(model: Transformer, machine: Machine, global_batch: int) -> Step:
 def test_a_choice_by_hand() -> None:
     found = choose(MODEL, instances=[A100], global_batch=512, steps=1000, max_nodes=1, plan=ideal)
     flops = 6.0 * MODEL.num_parameters * 512 * 2048
-    seconds = 1000 * flops / (8 * 312e12)
+    state_bytes = 12 * MODEL.num_parameters
+    goodput = expected_interruptions(num_devices=8, num_nodes=1, state_bytes=state_bytes).goodput
+    assert found.state_bytes == state_bytes
+    assert 0.99 < goodput < 1
+    assert found.best.goodput == goodput
+    seconds = 1000 * flops / (8 * 312e12) / goodput
     assert found.best.total_seconds == pytest.approx(seconds)
     assert (found.best.low_seconds, found.best.high_seconds) == pytest.approx((seconds / 2, seconds * 2))
     assert found.best.price == pytest.approx(27.44705 * seconds / 3600)
@@ -86,8 +92,8 @@ def test_tokens_become_whole_steps() -> None:
     more = choose(
         MODEL, instances=[A100], global_batch=512, tokens=512 * 2048 * 10 + 1, max_nodes=1, plan=ideal
     )
-    assert one.best.total_seconds == pytest.approx(10 * one.best.step_seconds)
-    assert more.best.total_seconds == pytest.approx(11 * one.best.step_seconds)
+    assert one.best.total_seconds * one.best.goodput == pytest.approx(10 * one.best.step_seconds)
+    assert more.best.total_seconds * one.best.goodput == pytest.approx(11 * one.best.step_seconds)
 
 
 def test_a_deadline_asks_for_more_nodes_or_says_what_it_would_take() -> None:
@@ -125,6 +131,74 @@ def test_a_deadline_that_nothing_meets_names_the_nearest() -> None:
             plan=ideal,
         )
     assert "at least" in str(caught.value.hint)
+
+
+def in_time(deadline_seconds: float, goal: Goal = "price") -> Choice | None:
+    try:
+        return choose(
+            MODEL, instances=[A100, H100, ALONE], global_batch=4096, steps=10_000, max_nodes=16, goal=goal,
+            deadline_seconds=deadline_seconds, plan=ideal,
+        )  # fmt: skip
+    except InputError as error:
+        assert "nothing meets the deadline" in error.message
+        return None
+
+
+@given(st.floats(1e4, 1e7), st.floats(1.0, 100.0))
+def test_a_longer_deadline_never_costs_more_and_rejects_no_more(deadline: float, times: float) -> None:
+    short, long = in_time(deadline), in_time(deadline * times)
+    if short is None:
+        return
+    assert long is not None
+    assert long.best.cost("price") <= short.best.cost("price")
+    assert {each.instance.name for each in long.rejected} <= {each.instance.name for each in short.rejected}
+    if short.surest is not None:
+        assert long.surest is not None
+        assert long.surest.cost("price") <= short.surest.cost("price")
+
+
+@given(st.floats(1e4, 1e7))
+def test_the_surest_keeps_the_deadline_at_its_upper_end_and_costs_no_less(deadline: float) -> None:
+    found = in_time(deadline)
+    if found is None:
+        return
+    assert found.best.total_seconds <= deadline
+    sure = [each for each in found.offers if each.high_seconds <= deadline]
+    assert (found.surest is None) == (not sure)
+    if found.surest is not None:
+        assert found.surest.keeps(deadline) == "yes"
+        assert found.surest.price == min(each.price for each in sure if each.price is not None)
+        assert found.surest.cost("price") >= found.best.cost("price")
+
+
+def test_a_deadline_is_kept_surely_likely_or_not() -> None:
+    best = choose(MODEL, instances=[A100], global_batch=512, steps=1000, max_nodes=1, plan=ideal).best
+    expected = best.total_seconds
+    assert best.keeps(2.01 * expected) == "yes"
+    assert (best.keeps(1.99 * expected), best.keeps(expected)) == ("likely", "likely")
+    assert best.keeps(0.99 * expected) == "no"
+
+
+def test_failures_can_break_a_deadline_that_the_steps_alone_keep() -> None:
+    alone = choose(MODEL, instances=[A100], global_batch=512, steps=1000, max_nodes=1, plan=ideal).best
+    steps_alone = 1000 * alone.step_seconds
+    assert steps_alone < alone.total_seconds
+    with pytest.raises(InputError, match="nothing meets the deadline"):
+        choose(
+            MODEL, instances=[A100], global_batch=512, steps=1000, max_nodes=1, plan=ideal,
+            deadline_seconds=(steps_alone + alone.total_seconds) / 2,
+        )  # fmt: skip
+
+
+def test_prices_that_nobody_read_are_doubtful() -> None:
+    assert A100.price_per_hour is not None
+    doubted = replace(A100, price_per_hour=replace(A100.price_per_hour, verified=False))
+    for instance, doubtful in ((A100, False), (doubted, True)):
+        best = choose(MODEL, instances=[instance], global_batch=8, steps=1, max_nodes=1, plan=ideal).best
+        assert best.price_is_doubtful is doubtful
+        assert best.hourly_price == instance.price_per_hour
+    spot = choose(MODEL, instances=[H100], global_batch=8, steps=1, max_nodes=1, spot=True, plan=ideal).best
+    assert spot.hourly_price == H100.spot_price_per_hour != H100.price_per_hour
 
 
 def test_what_does_not_fit_is_told() -> None:

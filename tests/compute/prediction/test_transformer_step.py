@@ -171,6 +171,18 @@ def test_dividing_states_costs_traffic_and_saves_update_and_memory() -> None:
     assert found.phases["parameter exchange"][0] == 0 < found.phases["parameter exchange"][1]
 
 
+def test_divided_parameters_are_gathered_twice_for_each_micro_batch_and_gradients_once() -> None:
+    """With nothing hidden and no latency: (P, 2P) of a step become (mP, 2mP); 1910.02054, section 7."""
+    rows = [Layout(data=8, fsdp=8, zero=zero, micro_batch=4) for zero in (1, 2, 3)]
+    bare = replace(EXACT, prefetch_overlap=0.0)
+    phases = predictor(machine(latency=0.0), calibration=bare).predict(Layouts.of(rows)).phases
+    count = BATCH / (8 * 4)
+    once = phases["parameter exchange"][0]
+    assert once > 0
+    np.testing.assert_allclose(phases["parameter exchange"], [once, once, 2 * count * once])
+    np.testing.assert_allclose(phases["gradient exchange"], [once, count * once, count * once])
+
+
 def test_local_steps_divide_the_exchange_and_late_gradients_hide_it() -> None:
     rows = [Layout(data=64, micro_batch=1, consistency=name) for name in CONSISTENCY]
     exchange = predictor(local_steps=4).predict(Layouts.of(rows)).phases["gradient exchange"]

@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from leptonai.compute.prediction.machine import Accelerator, Machine
 from leptonai.compute.topology.design import Site, compare
@@ -15,6 +17,8 @@ SITE = Site(
     device=DEVICE, num_nodes=16, per_node=8, in_node_bytes_per_second=450e9, nic_bytes_per_second=50e9, nics=8,
     server_price=200_000.0,
 )  # fmt: skip
+
+SMALL = replace(SITE, num_nodes=4)
 
 
 def by_bandwidth(machine: Machine) -> float:
@@ -53,6 +57,25 @@ def test_above_the_budget_is_no_choice_and_comes_last_with_the_reason() -> None:
     assert all("above the budget" in each.reason and each.price > budget for each in refused)
     assert all(each.price <= budget for each in found if not each.reason)
     assert found[-len(refused) :] == refused
+
+
+@settings(max_examples=25)
+@given(st.floats(8e5, 2e6), st.floats(0.0, 1e6))
+def test_a_larger_budget_rejects_no_more_and_is_never_slower(budget: float, more: float) -> None:
+    few, many = (compare(SMALL, by_bandwidth, budget=limit) for limit in (budget, budget + more))
+    assert {each.name for each in many if each.reason} <= {each.name for each in few if each.reason}
+    if not few[0].reason:
+        fastest = min(each.step_seconds for each in many if each.step_seconds)
+        assert fastest <= few[0].step_seconds  # type: ignore[operator]
+        assert many[0].step_seconds <= few[0].step_seconds * 1.001  # type: ignore[operator]
+
+
+def test_every_topology_is_counted_to_the_last() -> None:
+    seen: list[tuple[int, int]] = []
+    found = compare(SITE, by_bandwidth, on_progress=lambda done, total: seen.append((done, total)))
+    total = seen[0][1]
+    assert seen == [(done, total) for done in range(total + 1)]
+    assert total >= len(found)
 
 
 def test_a_job_that_fits_nowhere_is_told_for_each() -> None:

@@ -10,14 +10,18 @@ from typing import Protocol
 from leptonai.compute.hardware.entries import Instance
 from leptonai.compute.hardware.machines import machine_from, most_nodes, training_precision
 from leptonai.compute.hardware.offers import GOALS, Choice, Goal, Offer, Rejected, front_of
+from leptonai.compute.interruptions import expected_interruptions
 from leptonai.compute.prediction.layouts import Layout
 from leptonai.compute.prediction.machine import Machine
+from leptonai.compute.prediction.memory import MIXED_ADAM
 from leptonai.compute.transformer import Transformer
 from leptonai.core.errors import InputError
 
 DEFAULT_MAX_NODES = 64
 PREDICTED_PRECISIONS = ("bf16", "fp16")
 """What steps of transformers can be predicted in."""
+STATE_BYTES_PER_PARAMETER = MIXED_ADAM.optimizer_bytes
+"""Of a checkpoint: the float32 copy, from which the parameters come, and two moments, 12 bytes together."""
 SECONDS_PER_HOUR = 3600.0
 SECONDS_PER_DAY = 86400.0
 Progress = Callable[[int, int], None]
@@ -62,7 +66,8 @@ def choose(
     """The best machine set, and why others are not.
 
     Nodes are tried in powers of two, each set at its fastest layout: on given machines paid by the hour, that is the
-    cheapest one too.
+    cheapest one too. Time, price and deadline count what failures and checkpoints take
+    (:func:`~leptonai.compute.interruptions.expected_interruptions`).
 
     Args:
         model: what is trained.
@@ -70,9 +75,9 @@ def choose(
         global_batch: examples of one optimiser step, >= 1.
         tokens: to train on; or ``steps``, exactly one of the two.
         steps: optimiser steps.
-        deadline_seconds: it must take no longer; None: as long as it likes.
+        deadline_seconds: its expected time must be no longer; None: as long as it likes.
         goal: ``price`` or ``time``.
-        spot: at spot prices instead of those on demand; interruptions are not in the time.
+        spot: at spot prices instead of those on demand; interruptions by the cloud are not in the time.
         max_nodes: most nodes of one set, >= 1.
         plan: lays the model on a machine; None: the search of ``leptonai.compute.search``.
         on_progress: called after every machine set.
@@ -87,12 +92,13 @@ def choose(
     plans = _Plans(model, global_batch, plan or default_plan())
     offers: list[Offer] = []
     failures: dict[str, str] = {}
+    state_bytes = model.num_parameters * STATE_BYTES_PER_PARAMETER
     for place, (instance, num_nodes) in enumerate(sets, start=1):
         found = plans.find(instance, num_nodes)
         if isinstance(found, str):
             failures[instance.name] = found
         else:
-            offers.append(_offer(instance, num_nodes, found, num_steps, spot=spot))
+            offers.append(_offer(instance, num_nodes, found, num_steps, state_bytes, spot=spot))
         on_progress(place, len(sets))
     rejected = _rejected(instances, offers, failures, goal=goal, spot=spot, deadline_seconds=deadline_seconds)
     return Choice(
@@ -102,6 +108,9 @@ def choose(
         front=front_of(offers),
         rejected=tuple(rejected),
         num_tried=len(sets),
+        deadline_seconds=deadline_seconds,
+        surest=_surest(offers, goal, deadline_seconds),
+        state_bytes=state_bytes,
     )
 
 
@@ -148,6 +157,15 @@ def _best(
     return min(in_time, key=_order(goal))
 
 
+def _surest(offers: Sequence[Offer], goal: Goal, deadline_seconds: float | None) -> Offer | None:
+    if deadline_seconds is None:
+        return None
+    usable = [each for each in offers if goal == "time" or each.price is not None]
+    return min(
+        (each for each in usable if each.keeps(deadline_seconds) == "yes"), key=_order(goal), default=None
+    )
+
+
 def _order(goal: Goal) -> Callable[[Offer], tuple[float, float, float]]:
     return lambda each: (each.cost(goal), each.total_seconds, each.cost("price"))
 
@@ -160,20 +178,28 @@ def _machine_sets(instances: Sequence[Instance], max_nodes: int) -> Iterator[tup
             num_nodes *= 2
 
 
-def _offer(instance: Instance, num_nodes: int, planned: Planned, num_steps: int, *, spot: bool) -> Offer:
-    total_seconds = planned.step_seconds * num_steps
-    price = instance.price(spot=spot)
+def _offer(
+    instance: Instance, num_nodes: int, planned: Planned, num_steps: int, state_bytes: float, *, spot: bool
+) -> Offer:
+    goodput = expected_interruptions(
+        num_devices=num_nodes * instance.count, num_nodes=num_nodes, state_bytes=state_bytes
+    ).goodput
+    times = num_steps / goodput
+    total_seconds = planned.step_seconds * times
+    hourly = instance.spot_price_per_hour if spot else instance.price_per_hour
     return Offer(
         instance=instance,
         num_nodes=num_nodes,
         layout=planned.layout,
         step_seconds=planned.step_seconds,
         total_seconds=total_seconds,
-        low_seconds=planned.low_seconds * num_steps,
-        high_seconds=planned.high_seconds * num_steps,
-        price=None if price is None else price * num_nodes * total_seconds / SECONDS_PER_HOUR,
-        energy_joules=planned.energy_joules * num_steps,
+        low_seconds=planned.low_seconds * times,
+        high_seconds=planned.high_seconds * times,
+        price=None if hourly is None else hourly.value * num_nodes * total_seconds / SECONDS_PER_HOUR,
+        energy_joules=planned.energy_joules * times,
         memory_bytes=planned.memory_bytes,
+        goodput=goodput,
+        hourly_price=hourly,
     )
 
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from leptonai.compute.hardware.entries import Instance
+from leptonai.compute.hardware.entries import Figure, Instance
 from leptonai.compute.prediction.layouts import Layout
 
 Goal = Literal["price", "time"]
 GOALS: tuple[Goal, ...] = ("price", "time")
+Kept = Literal["yes", "likely", "no"]
+"""Whether a deadline is kept: at the upper end of the interval too; at the expected time only; not even then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +25,15 @@ class Offer:
         num_nodes: how many of it.
         layout: how the job lies on it.
         step_seconds: one optimiser step.
-        total_seconds: all steps; checkpoints, failures and queues are not in it.
+        total_seconds: all steps with what failures and checkpoints take (``goodput``); waiting for machines and
+            interruptions of spot machines are not in it.
         low_seconds: lower end of its interval, in which nine in ten should lie.
         high_seconds: upper end.
         price: of all hours, in the currency of the instance; None: not known.
-        energy_joules: of all devices over the run; 0: no power is known.
+        energy_joules: of all devices over the run, at full power throughout; 0: no power is known.
         memory_bytes: of the fullest device.
+        goodput: share of the time that trains, in (0, 1].
+        hourly_price: what ``price`` was worked out from; None: not known.
     """
 
     instance: Instance
@@ -41,11 +46,24 @@ class Offer:
     price: float | None
     energy_joules: float
     memory_bytes: float
+    goodput: float = 1.0
+    hourly_price: Figure | None = None
 
     @property
     def num_devices(self) -> int:
         """Devices of all nodes."""
         return self.num_nodes * self.instance.count
+
+    @property
+    def price_is_doubtful(self) -> bool:
+        """Whether the hourly price is one that nobody read in its source."""
+        return self.hourly_price is not None and not self.hourly_price.verified
+
+    def keeps(self, deadline_seconds: float) -> Kept:
+        """Whether it is done by then."""
+        if self.high_seconds <= deadline_seconds:
+            return "yes"
+        return "likely" if self.total_seconds <= deadline_seconds else "no"
 
     def cost(self, goal: Goal) -> float:
         """What a goal makes small; infinite where a price is not known."""
@@ -80,6 +98,10 @@ class Choice:
         front: those that no other beats in both time and price, fastest first; without prices, the fastest alone.
         rejected: instances that are no answer at all.
         num_tried: machine sets that were searched.
+        deadline_seconds: None: there is none.
+        surest: the best machine set whose interval's upper end meets the deadline too; None: none does, or there is
+            no deadline.
+        state_bytes: of one checkpoint.
     """
 
     goal: Goal
@@ -88,6 +110,9 @@ class Choice:
     front: tuple[Offer, ...]
     rejected: tuple[Rejected, ...]
     num_tried: int
+    deadline_seconds: float | None = None
+    surest: Offer | None = None
+    state_bytes: float = 0.0
 
 
 def front_of(offers: Sequence[Offer]) -> tuple[Offer, ...]:

@@ -15,6 +15,8 @@ from leptonai.core.errors import InputError
 
 StepSeconds = Callable[[Machine], float]
 """The step time of the job on a machine; an ``InputError`` says why it cannot run there."""
+Progress = Callable[[int, int], None]
+"""Called with the topologies compared so far and all there are."""
 SWITCH_LATENCY_SECONDS = 0.6e-6
 """A hop: cable, port and switch. About 0.15 us is the switch (NVIDIA Quantum-2), the rest cable and forwarding."""
 _CANDIDATES: tuple[tuple[str, FabricKind, float], ...] = (
@@ -76,7 +78,13 @@ class Design:
     reason: str = ""
 
 
-def compare(site: Site, step_seconds: StepSeconds, *, budget: float | None = None) -> list[Design]:
+def compare(
+    site: Site,
+    step_seconds: StepSeconds,
+    *,
+    budget: float | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> list[Design]:
     """All topologies that can join the nodes, the best choice first, those that are none last.
 
     Of two that step equally fast (to a thousandth) the cheaper is better.
@@ -85,6 +93,7 @@ def compare(site: Site, step_seconds: StepSeconds, *, budget: float | None = Non
         site: nodes and cards.
         step_seconds: the job.
         budget: most that all may cost, US dollars; None: no bound.
+        on_progress: called before the first topology and after every one.
 
     Raises:
         InputError: fewer than two nodes, or a figure outside its range.
@@ -92,22 +101,14 @@ def compare(site: Site, step_seconds: StepSeconds, *, budget: float | None = Non
     if site.num_nodes < 2:
         raise InputError("design: expected at least two nodes to join", hint="ask for more --devices")
     known: dict[Machine, float] = {}
-    made = []
-    for name, fabric in _fabrics(site):
+    made: list[Design] = []
+    fabrics = list(_fabrics(site))
+    on_progress(0, len(fabrics))
+    for place, (name, fabric) in enumerate(fabrics, start=1):
         found = _design(site, name, fabric)
-        if found is None:
-            continue
-        design, machine = found
-        if budget is not None and design.price > budget:
-            reason = f"costs {design.price:,.0f}, {design.price - budget:,.0f} above the budget"
-            made.append(replace(design, reason=reason))
-            continue
-        try:
-            if machine not in known:
-                known[machine] = step_seconds(machine)
-            made.append(replace(design, step_seconds=known[machine]))
-        except InputError as error:
-            made.append(replace(design, reason=error.message))
+        if found is not None:
+            made.append(_judged(*found, step_seconds, budget, known))
+        on_progress(place, len(fabrics))
     fastest = min((each.step_seconds for each in made if each.step_seconds is not None), default=1.0)
 
     def rank(design: Design) -> tuple[bool, float, float]:
@@ -115,6 +116,25 @@ def compare(site: Site, step_seconds: StepSeconds, *, budget: float | None = Non
         return bool(design.reason), round(seconds / fastest, 3), design.price
 
     return sorted(made, key=rank)
+
+
+def _judged(
+    design: Design,
+    machine: Machine,
+    step_seconds: StepSeconds,
+    budget: float | None,
+    known: dict[Machine, float],
+) -> Design:
+    """With its step time, out of those known where the machine is the same, or why it is no choice."""
+    if budget is not None and design.price > budget:
+        reason = f"costs {design.price:,.0f}, {design.price - budget:,.0f} above the budget"
+        return replace(design, reason=reason)
+    try:
+        if machine not in known:
+            known[machine] = step_seconds(machine)
+        return replace(design, step_seconds=known[machine])
+    except InputError as error:
+        return replace(design, reason=error.message)
 
 
 def _fabrics(site: Site) -> Iterator[tuple[str, Fabric]]:
