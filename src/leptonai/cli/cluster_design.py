@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leptonai.cli.options import JsonOption
+from leptonai.cli.count_bar import Count, count_bar
+from leptonai.cli.options import DEFAULT_HOME, HomeOption, JsonOption, SetOption
 from leptonai.cli.output import err, out, print_json
 from leptonai.core.errors import InputError, Refused
 
 if TYPE_CHECKING:
+    from leptonai.cli.design_job import Wanted
     from leptonai.compute.prediction.machine import Machine
     from leptonai.compute.topology.design import Design, Site
-    from leptonai.compute.transformer import Transformer
 
 DESIGN_EXAMPLES = """
 [bold]Examples[/bold]
@@ -23,10 +26,15 @@ DESIGN_EXAMPLES = """
 
   lepton cluster design --devices 64 --model 24,2048,16,1024,50257 --accelerator a100-80gb
 
+  lepton cluster design --devices 64 --job job.py --set global_batch_size=4096
+
 [dim]--model takes a known name, or layers,hidden,heads,sequence,vocabulary,feed_forward.[/dim]
 """
-MOST_MICRO_BATCH = 8
-MOST_INTERLEAVE = 4
+EXAMPLES_PER_DEVICE = 2
+RINGS = (
+    "Step times assume rings that pass through nodes in order, and all devices for this job alone: an "
+    "oversubscribed tree looks better here than for scattered jobs or all-to-all traffic."
+)
 NIC_RATE = "400Gb/s"
 _AMOUNT = re.compile(r"\$?([0-9]+(?:\.[0-9]+)?)([kKmMbB]?)")
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
@@ -34,7 +42,17 @@ _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 
 def design(
     devices: Annotated[int, typer.Option("--devices", help="How many, over all nodes.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", help="What is trained.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME|NUMBERS", help="A transformer that is trained.", show_default=False
+        ),
+    ] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option("--job", metavar="FILE", help="In place of --model: a job file.", show_default=False),
+    ] = None,
+    settings: SetOption = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +69,9 @@ def design(
     batch: Annotated[
         int | None,
         typer.Option(
-            "--batch", help="Examples of a step. Left out: two for each device.", show_default=False
+            "--batch",
+            help="With --model: examples of a step. Left out: two for each device.",
+            show_default=False,
         ),
     ] = None,
     server_price: Annotated[
@@ -60,33 +80,104 @@ def design(
             "--server-price", metavar="USD", help="Of a node without its cards.", show_default=False
         ),
     ] = None,
+    home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Compare topologies for a job: cost, bisection and step time; the best within the budget is marked."""
     from leptonai.cli.cluster_view import money, print_designs
-    from leptonai.compute.models import find_model
-    from leptonai.compute.topology.design import compare
 
+    _check_words(model, job, settings, batch)
     limit = None if budget is None else parse_amount("--budget", budget)
-    wanted = find_model(model)
     site = _site(devices, accelerator, per_node, nic, nics, server_price)
-    examples = batch or 2 * devices
     console = err()
-    with console.status("comparing topologies"):
-        found = compare(site, lambda machine: _step_seconds(wanted, machine, examples), budget=limit)
-    possible = [each for each in found if not each.reason]
-    if not possible:
+    with count_bar(console, "tracing the job" if job else "topologies") as count:
+        wanted = _wanted(
+            model, job, settings, EXAMPLES_PER_DEVICE * devices if batch is None else batch, home
+        )
+        site = _in_precision(site, wanted)
+        found = _compare(site, wanted, limit, count)
+    if not any(not each.reason for each in found):
         if limit is not None and (cheapest := min(each.price for each in found)) > limit:
             raise Refused(
                 f"no topology of {devices} devices costs {money(limit)} or less; the cheapest costs {money(cheapest)}",
                 hint="raise --budget, or ask for fewer --devices",
             )
-        raise InputError(f"the job runs on no topology: {found[0].reason}", hint="ask for more --devices")
-    answer = _answer(found, site, model, examples)
+        reason = next(each.reason for each in found if limit is None or each.price <= limit)
+        raise InputError(
+            f"the job runs on no topology: {reason}", hint="ask for more --devices, or for another batch"
+        )
+    answer = _answer(found, site, wanted, from_file=job is not None)
     if as_json:
         print_json(answer)
-    else:
-        print_designs(answer, out())
+        return
+    shown = out()
+    print_designs({**answer, "model": _words(wanted)}, shown)
+    shown.print(RINGS, style="dim")
+
+
+def _check_words(model: str | None, job: Path | None, settings: list[str] | None, batch: int | None) -> None:
+    if model is not None and job is not None:
+        raise InputError("--model and --job are both given", hint="keep one of them")
+    if model is None and job is None:
+        raise InputError(
+            "nothing to design for: --model or --job is missing",
+            hint="name a transformer by --model, or a job file by --job",
+        )
+    if model is not None and settings:
+        raise InputError("--set is for the settings of a --job", hint="leave it out beside --model")
+    if job is not None and batch is not None:
+        raise InputError(
+            "--batch is for --model; a job has its own batch", hint=f"--set global_batch_size={batch}"
+        )
+    if batch is not None and batch < 1:
+        raise InputError(f"--batch: expected at least 1, found {batch}")
+
+
+def _wanted(
+    model: str | None, job: Path | None, settings: list[str] | None, batch: int, home: Path
+) -> Wanted:
+    from leptonai.cli.design_job import wanted_job, wanted_transformer
+
+    if job is not None:
+        return wanted_job(job, settings, home)
+    assert model is not None
+    return wanted_transformer(model, batch)
+
+
+def _in_precision(site: Site, wanted: Wanted) -> Site:
+    """The site with devices that compute as the job does."""
+    from leptonai.cli.design_job import device_for
+    from leptonai.compute.hardware.catalogue import find
+
+    if wanted.precision is None:
+        return site
+    return replace(site, device=device_for(find(site.device.name), wanted.precision))
+
+
+def _compare(site: Site, wanted: Wanted, budget: float | None, count: Count) -> list[Design]:
+    """All designs, while a bar counts topologies and, within one, the layouts searched."""
+    from leptonai.compute.topology.design import compare
+
+    done, total = 0, 1
+
+    def after(topologies: int, all_topologies: int) -> None:
+        nonlocal done, total
+        done, total = topologies, all_topologies
+        count("topologies", done, total)
+
+    def within(layouts: int, all_layouts: int) -> None:
+        count("topologies", done + layouts / all_layouts, total)
+
+    def step_seconds(machine: Machine) -> float:
+        return wanted.step_seconds(machine, within)
+
+    return compare(site, step_seconds, budget=budget, on_progress=after)
+
+
+def _words(wanted: Wanted) -> str:
+    if wanted.precision is None:
+        return wanted.name
+    return f"{wanted.name} ({wanted.precision}, batch {wanted.batch})"
 
 
 def parse_amount(name: str, text: str) -> float:
@@ -143,21 +234,7 @@ def _site(
     )  # fmt: skip
 
 
-def _step_seconds(model: Transformer, machine: Machine, batch: int) -> float:
-    """The step time of the best layout, out of the usual ones."""
-    from dataclasses import replace
-
-    from leptonai.compute.prediction.layouts import PLACEMENTS
-    from leptonai.compute.search.transformers import plan_transformer, transformer_space
-
-    space = replace(
-        transformer_space(model, machine, batch, max_micro_batch=MOST_MICRO_BATCH),
-        max_tensor=machine.devices_per_node, max_interleave=MOST_INTERLEAVE, zero=(0, 1), placement=PLACEMENTS[:1],
-    )  # fmt: skip
-    return plan_transformer(model, machine, batch, space=space, top=1).best.step_seconds
-
-
-def _answer(found: list[Design], site: Site, model: str, batch: int) -> dict[str, Any]:
+def _answer(found: list[Design], site: Site, wanted: Wanted, *, from_file: bool) -> dict[str, Any]:
     from leptonai.compute.topology.prices import assumptions
 
     best = found[0]
@@ -175,9 +252,12 @@ def _answer(found: list[Design], site: Site, model: str, batch: int) -> dict[str
         "devices": site.num_nodes * site.per_node,
         "per_node": site.per_node,
         "accelerator": site.device.name,
-        "model": model,
-        "batch": batch,
+        "model": None if from_file else wanted.name,
+        "job": wanted.name if from_file else None,
+        "precision": wanted.precision,
+        "batch": wanted.batch,
         "why": f"{why}.",
+        "assumes": RINGS,
         "prices": assumptions(),
         "designs": [
             {

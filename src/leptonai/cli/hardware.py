@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from leptonai.cli.count_bar import count_bar
 from leptonai.cli.hardware_view import (
     accelerator_to_json,
     accelerators_table,
     figures_table,
     instance_to_json,
     instances_table,
-    offers_table,
-    shown_span,
     sources_lines,
 )
 from leptonai.cli.options import DEFAULT_HOME, HomeOption, JsonOption, home_directory
-from leptonai.cli.output import err, out, print_json, say, shown_path, table
+from leptonai.cli.output import err, out, print_json, say, shown_path
 from leptonai.core.errors import InputError
 
 if TYPE_CHECKING:
     from leptonai.compute.hardware.catalogue import Catalogue
-    from leptonai.compute.hardware.choose import Progress
     from leptonai.compute.hardware.entries import Instance
-    from leptonai.compute.hardware.offers import Choice, Offer
 
 LIST_EXAMPLES = """
 [bold]Examples[/bold]
@@ -56,9 +51,8 @@ CHOOSE_EXAMPLES = """
 
   lepton hardware choose --model 24,2048,16,2048,51200 --steps 100000 --batch 512 --cloud AWS --spot
 
-[dim]The time is that of the steps alone: failures, checkpoints and waiting for machines come on top.[/dim]
+[dim]Times count failures and checkpoints; waiting for machines and interruptions of spot machines come on top.[/dim]
 """
-TABLE_ROWS = 12
 _COUNT_SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _SPAN_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -203,6 +197,7 @@ def choose_hardware(
     as_json: JsonOption = False,
 ) -> None:
     """Choose the cheapest or fastest machines to train a transformer."""
+    from leptonai.cli.hardware_choice import choice_to_json, print_choice
     from leptonai.compute.hardware.choose import choose
     from leptonai.compute.models import find_model
 
@@ -213,7 +208,7 @@ def choose_hardware(
         raise InputError(
             f"--plot: {plot.name!r} is neither PNG nor SVG", hint="write a name such as choice.png"
         )
-    with _progress() as on_progress:
+    with count_bar(err(), "machine sets") as count:
         found = choose(
             wanted,
             instances=instances,
@@ -224,79 +219,18 @@ def choose_hardware(
             goal=goal,
             spot=spot,
             max_nodes=max_nodes,
-            on_progress=on_progress,
+            on_progress=lambda done, total: count("machine sets", done, total),
         )
     if plot is not None:
         from leptonai.cli.hardware_plot import draw_choice
 
         draw_choice(found, plot, deadline_seconds=deadline_seconds)
     if as_json:
-        print_json(choice_to_json(found))
+        print_json(choice_to_json(found, spot=spot))
         return
-    _print_choice(found, deadline_seconds)
+    print_choice(found, out(), spot=spot)
     if plot is not None:
         say(out(), f"plot: {shown_path(plot)}")
-
-
-def choice_to_json(found: Choice) -> dict[str, Any]:
-    """The answer with all machine sets and all reasons."""
-    return {
-        "goal": found.goal,
-        "best": offer_to_json(found.best),
-        "front": [offer_to_json(each) for each in found.front],
-        "offers": [offer_to_json(each) for each in found.offers],
-        "rejected": [
-            {"instance": each.instance.name, "reason": each.reason, "needs": each.needs}
-            for each in found.rejected
-        ],
-        "num_tried": found.num_tried,
-    }
-
-
-def offer_to_json(offer: Offer) -> dict[str, Any]:
-    """One machine set."""
-    from leptonai.core.values import value_to_json
-
-    return {
-        "instance": offer.instance.name,
-        "cloud": offer.instance.cloud,
-        "region": offer.instance.region,
-        "num_nodes": offer.num_nodes,
-        "num_devices": offer.num_devices,
-        "layout": value_to_json(offer.layout),
-        "step_seconds": offer.step_seconds,
-        "total_seconds": offer.total_seconds,
-        "low_seconds": offer.low_seconds,
-        "high_seconds": offer.high_seconds,
-        "price": offer.price,
-        "currency": offer.instance.currency,
-        "energy_joules": offer.energy_joules,
-        "memory_bytes": offer.memory_bytes,
-    }
-
-
-def _print_choice(found: Choice, deadline_seconds: float | None) -> None:
-    best = found.best
-    price = "" if best.price is None else f" for {best.price:,.0f} {best.instance.currency}"
-    word = "cheapest" if found.goal == "price" else "fastest"
-    interval = f"{shown_span(best.low_seconds)} to {shown_span(best.high_seconds)}"
-    within = "" if deadline_seconds is None else f" within {shown_span(deadline_seconds)}"
-    devices = f"{best.num_devices} x {best.instance.accelerator.name}"
-    say(out(), (f"{word}{within}: ", "bold"), f"{best.num_nodes} x {best.instance.name} ({devices}), "
-        f"{shown_span(best.total_seconds)} ({interval}){price}")  # fmt: skip
-    say(out(), "")
-    say(out(), ("no other is both faster and cheaper than one of these", "bold"))
-    shown = list(found.front[:TABLE_ROWS])
-    if best not in shown:
-        shown.append(best)
-    out().print(offers_table(shown, best=best))
-    if found.rejected:
-        say(out(), "")
-        say(out(), ("no answer", "bold"))
-        rows = table("instance", "why", "would take")
-        for each in found.rejected:
-            rows.add_row(each.instance.name, each.reason, each.needs)
-        out().print(rows)
 
 
 def _catalogue(files: list[Path] | None, home: Path) -> Catalogue:
@@ -348,18 +282,3 @@ def _span(text: str) -> float:
     if not (seconds > 0 and math.isfinite(seconds)):
         raise InputError(f"--deadline: expected more than 0, found {text!r}")
     return seconds
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = err()
-    columns = (TextColumn("machine sets"), BarColumn(bar_width=30), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def on_progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield on_progress

@@ -1,4 +1,4 @@
-"""The hardware catalogue and choices from it, for people and as JSON."""
+"""The hardware catalogue, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from leptonai.core.units import format_flops, format_rate, format_seconds
 
 if TYPE_CHECKING:
     from leptonai.compute.hardware.entries import AcceleratorEntry, Figure, Instance, Source
-    from leptonai.compute.hardware.offers import Offer
 
 BYTES_PER_GIB = 2**30
 SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
@@ -82,25 +81,6 @@ def shown_value(name: str, value: float, currency: str) -> str:
     if name == "memory":
         return _size(value)
     return f"{value:g} W" if name == "power" else f"{value / 1e9:g} GB/s"
-
-
-def offers_table(offers: Iterable[Offer], *, best: Offer | None) -> Table:
-    """Machine sets, the best one marked."""
-    numbers = ("nodes", "time", "price", "energy")
-    rows = table("", "instance", *numbers, "layout", right=numbers)
-    for offer in offers:
-        rows.add_row(
-            "*" if offer is best else "", offer.instance.name, str(offer.num_nodes), shown_span(offer.total_seconds),
-            _whole_money(offer.price, offer.instance.currency), shown_energy(offer.energy_joules), short_layout(offer),
-        )  # fmt: skip
-    return rows
-
-
-def short_layout(offer: Offer) -> str:
-    """Degrees of the axes: tensor, data, pipeline and, where states are divided, the level of it."""
-    layout = offer.layout
-    words = f"t{layout.tensor} d{layout.data} p{layout.pipeline}"
-    return f"{words} z{layout.zero}" if layout.zero else words
 
 
 def shown_span(seconds: float) -> str:
@@ -202,9 +182,3 @@ def _money(amount: float | None, currency: str) -> str:
 def _hourly(amount: float | None, currency: str) -> str:
     """In a column of dollars, where only another currency needs a name."""
     return "-" if amount is None else f"{amount:,.2f}" + ("" if currency == "USD" else f" {currency}")
-
-
-def _whole_money(amount: float | None, currency: str) -> str:
-    if amount is None:
-        return "-"
-    return f"{amount:,.0f} {currency}" if amount >= 100 else f"{amount:.2f} {currency}"

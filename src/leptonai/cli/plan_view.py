@@ -43,7 +43,7 @@ def print_plan(made: Plan, console: Console, *, explain: bool = False) -> None:
 
 
 def _print_forecast(made: Forecast, console: Console, *, explain: bool) -> None:
-    interval = f"{format_seconds(made.low_seconds)} to {format_seconds(made.high_seconds)}"
+    interval = f"{format_seconds(made.low_seconds)} and {format_seconds(made.high_seconds)}"
     say(console, ("\nforecast of a step", "bold"), f" with rates {made.rates}")
     console.print(
         facts(
