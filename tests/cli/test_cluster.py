@@ -13,8 +13,8 @@ from rich.console import Console
 from leptonai.cli import app as module
 from leptonai.cli import cluster, cluster_design
 from leptonai.cli.count_bar import Count
-from leptonai.cli.design_job import device_for
 from leptonai.compute.hardware.catalogue import find
+from leptonai.compute.hardware.machines import job_device
 from leptonai.core.errors import InputError
 from tests.cli.conftest import Said
 
@@ -167,11 +167,11 @@ def test_design_for_a_traced_job(lepton: Lepton) -> None:
 
 def test_design_for_a_job_computes_in_the_precision_of_the_job() -> None:
     found = find("h100-sxm")
-    single, half = device_for(found, "float32"), device_for(found, "bfloat16")
+    single, half = job_device(found, "float32"), job_device(found, "bfloat16")
     assert single.peak_flops == found.peak("fp32").value  # type: ignore[union-attr]
     assert half.peak_flops == found.peak("bf16").value > 5 * single.peak_flops  # type: ignore[union-attr]
     with pytest.raises(InputError, match="no peak of tpu-v4 for a job in float32") as caught:
-        device_for(find("tpu-v4"), "float32")
+        job_device(find("tpu-v4"), "float32")
     assert "precision=bfloat16" in str(caught.value.hint)
 
 

@@ -138,9 +138,8 @@ def test_spot_interruptions_are_named_as_left_out(lepton: Lepton) -> None:
 
 
 def test_a_price_that_nobody_verified_is_marked(lepton: Lepton, stage: Path) -> None:
-    price = "    price: {value: 20, verified: false, note: heard of}\n"
-    (stage / "ours.yaml").write_text(OWN.rstrip().replace("- {name: our-box, cloud: cellar, accelerator: wonder-1, "
-        "count: 4}", "- name: our-box\n    cloud: cellar\n    accelerator: wonder-1\n    count: 4\n" + price))  # fmt: skip
+    price = "price: {value: 20, verified: false, note: heard of}"
+    (stage / "ours.yaml").write_text(OWN.replace("count: 4}", f"count: 4, {price}}}"))
     words = ("hardware", "choose", *JOB[:6], "--steps", "10", "--catalogue", "ours.yaml", "--instance")
     said = lepton(*words, "our-box")
     assert said.code == 0, said.err

@@ -146,12 +146,12 @@ def _wanted(
 
 def _in_precision(site: Site, wanted: Wanted) -> Site:
     """The site with devices that compute as the job does."""
-    from leptonai.cli.design_job import device_for
     from leptonai.compute.hardware.catalogue import find
+    from leptonai.compute.hardware.machines import job_device
 
     if wanted.precision is None:
         return site
-    return replace(site, device=device_for(find(site.device.name), wanted.precision))
+    return replace(site, device=job_device(find(site.device.name), wanted.precision))
 
 
 def _compare(site: Site, wanted: Wanted, budget: float | None, count: Count) -> list[Design]:

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING
 from leptonai.core.errors import InputError
 
 if TYPE_CHECKING:
-    from leptonai.compute.hardware.entries import AcceleratorEntry, Precision
     from leptonai.compute.plan import Plan, RunPrecision
-    from leptonai.compute.prediction.machine import Accelerator, Machine
+    from leptonai.compute.prediction.machine import Machine
     from leptonai.compute.transformer import Transformer
     from leptonai.compute.workload import Workload
 
 MOST_MICRO_BATCH = 8
 MOST_INTERLEAVE = 4
-PEAKS: dict[RunPrecision, tuple[Precision, ...]] = {"float32": ("fp32",), "bfloat16": ("bf16", "fp16")}
-"""Peaks of the catalogue for the arithmetic of a job, the first that there is. PyTorch multiplies float32 matrices
-without tf32 unless told otherwise, so ``float32`` is ``fp32``."""
 Progress = Callable[[int, int], None]
 
 
@@ -73,24 +69,6 @@ def wanted_job(job: Path, settings: list[str] | None, home: Path) -> Wanted:
         name=JobFile(path=job).task, batch=work.global_batch_size, precision=plan.tuning.precision,
         step_seconds=lambda machine, progress: _job_seconds(work, machine, progress),
     )  # fmt: skip
-
-
-def device_for(entry: AcceleratorEntry, precision: RunPrecision) -> Accelerator:
-    """The device as it computes in this precision.
-
-    Raises:
-        InputError: its rate in this precision is not published.
-    """
-    from leptonai.compute.hardware.machines import to_accelerator
-
-    known = [each for each in PEAKS[precision] if entry.peak(each) is not None]
-    if not known:
-        other = next(each for each in PEAKS if each != precision)
-        raise InputError(
-            f"--accelerator: the catalogue gives no peak of {entry.name} for a job in {precision}",
-            hint=f"add one by a file of yours, or plan for --set precision={other}",
-        )
-    return to_accelerator(entry, known[0])
 
 
 def _traced(job: Path, settings: list[str] | None, home: Path) -> Plan:

@@ -156,7 +156,7 @@ def _misses(found: Choice, word: str) -> str:
     said = f"its upper end of {shown_span(found.best.high_seconds)} misses the deadline; "
     sure = found.surest
     if sure is None:
-        return said + "so does that of every other set"
+        return said + f"so does that of every other set{' with a price' * (found.goal == 'price')}"
     price = "" if sure.price is None else f" for {_money(sure)}"
     return f"{said}the {word} that keeps it there too: {_set_words(sure)}, {shown_span(sure.total_seconds)}{price}"
 

@@ -147,7 +147,8 @@ def _plan_job(
     if wanted is not None and has_accelerators(request.cluster):
         with search_progress(err()) as progress:
             answer = answer_workload(
-                made.workload, request.cluster, goal=wanted, on_progress=progress, consistency=consistency_of(made)
+                made.workload, request.cluster, goal=wanted, on_progress=progress, consistency=consistency_of(made),
+                precision=made.tuning.precision,
             )  # fmt: skip
     elif wanted is not None:
         framework = likely_framework(job)

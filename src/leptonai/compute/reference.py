@@ -18,6 +18,7 @@ from leptonai.compute.cluster_file import (
     TopologyFile,
     WorkersFile,
 )
+from leptonai.compute.measured_section import MeasuredSection
 from leptonai.core.fields import ByteRate, ByteSize, Duration, FlopRate
 from leptonai.core.files import FileModel
 from leptonai.core.units import DURATION_UNITS, FLOP_UNITS, RATE_UNITS, SIZE_UNITS
@@ -151,6 +152,8 @@ def _words(hint: Any) -> str:
                 if arguments[-1] is ...
                 else f"list of {len(arguments)} texts"
             )
+    if hint is MeasuredSection:
+        return "[section](formats/cluster-measured.md)"
     section = next((title for title, model in _SECTIONS.items() if model is hint), None)
     return (
         f"[{section}](#{section})" if section else {int: "whole number", float: "number", str: "text"}[hint]

@@ -10,8 +10,10 @@ from typing import Any
 
 from leptonai.compute.cluster import Cluster
 from leptonai.compute.forecast import Forecast
+from leptonai.compute.hardware.catalogue import find
+from leptonai.compute.hardware.machines import job_device, to_accelerator
 from leptonai.compute.interruptions import Interruptions, expected_interruptions
-from leptonai.compute.plan import Plan
+from leptonai.compute.plan import Plan, RunPrecision
 from leptonai.compute.prediction.explained import PHASE_SOURCES
 from leptonai.compute.prediction.local_predictor import candidates
 from leptonai.compute.prediction.machine import Machine
@@ -136,6 +138,7 @@ def answer_workload(
     cluster: Cluster,
     *,
     goal: Goal,
+    precision: RunPrecision = "float32",
     consistency: tuple[str, ...] = ("bsp",),
     on_progress: Progress = lambda done, total: None,
 ) -> Answer:
@@ -144,7 +147,7 @@ def answer_workload(
     Raises:
         InputError: the cluster's nodes differ or lack rates, nothing fits, or the goal needs prices nobody gave.
     """
-    machine = machine_of(cluster)
+    machine = _in_precision(machine_of(cluster), precision)
     space = Space(
         num_devices=device_counts(machine.num_devices),
         devices_per_node=machine.devices_per_node,
@@ -197,6 +200,19 @@ def answer_transformer(
         machine=machine, result=result, sources=_sources(result, PHASE_SOURCES),
         interruptions=_interruptions(machine, result, model.num_parameters * kept),
     )  # fmt: skip
+
+
+def _in_precision(machine: Machine, precision: RunPrecision) -> Machine:
+    """The machine with its devices' peak for this arithmetic, unless a person wrote the peak."""
+    device = machine.device
+    try:
+        entry = find(device.name)
+    except InputError:  # no accelerator is named: the cluster file's own figures count
+        return machine
+    if device.peak_flops != to_accelerator(entry).peak_flops:
+        return machine
+    peak = job_device(entry, precision).peak_flops
+    return dataclasses.replace(machine, device=dataclasses.replace(device, peak_flops=peak))
 
 
 def device_counts(num_devices: int) -> tuple[int, ...]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 
 from leptonai.compute.hardware.entries import PRECISIONS, AcceleratorEntry, Instance, Precision
+from leptonai.compute.plan import RunPrecision
 from leptonai.compute.prediction.machine import Accelerator, Level, Machine
 from leptonai.core.errors import InputError
 
 TRAINING_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
 """What training would compute in, best first: 16 bits where there are matrix units for them."""
+JOB_PEAKS: dict[RunPrecision, tuple[Precision, ...]] = {"float32": ("fp32",), "bfloat16": ("bf16", "fp16")}
+"""Peaks of the catalogue for the arithmetic of a job, the first that there is. PyTorch multiplies float32 matrices
+without tf32 unless told otherwise, so ``float32`` is ``fp32``."""
 DEFAULT_IN_NODE_LATENCY_SECONDS = 8e-6
 """Where the catalogue has none; as cli99/llm-analysis has it for every GPU (gpu_configs at commit b60b392)."""
 DEFAULT_NETWORK_LATENCY_SECONDS = 3e-5
@@ -55,6 +59,22 @@ def to_accelerator(entry: AcceleratorEntry, precision: Precision | None = None) 
         memory_bandwidth_bytes_per_second=entry.memory_bandwidth_bytes_per_second.value,
         power_watts=entry.power_watts.value if entry.power_watts else 0.0,
     )
+
+
+def job_device(entry: AcceleratorEntry, precision: RunPrecision) -> Accelerator:
+    """The device as it computes a job of this precision.
+
+    Raises:
+        InputError: its rate in this precision is not published.
+    """
+    known = [each for each in JOB_PEAKS[precision] if entry.peak(each) is not None]
+    if not known:
+        other = next(each for each in JOB_PEAKS if each != precision)
+        raise InputError(
+            f"the catalogue gives no peak of {entry.name} for a job in {precision}",
+            hint=f"add one by a file of yours, or plan for precision={other}",
+        )
+    return to_accelerator(entry, known[0])
 
 
 def machine_from(
