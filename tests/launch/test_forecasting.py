@@ -70,12 +70,13 @@ def test_rates_are_kept_for_this_machine_alone() -> None:
         mine, other = RateStore(workspace), RateStore(workspace, "another machine")
         mine.keep_measured(machine())
         mine.keep_correction("pytorch", {"learnt": []})
-        assert mine.measured() == machine()
-        assert other.measured() is None
+        assert mine.measured("pytorch") == machine()
+        assert other.measured("pytorch") is None
         assert other.correction("pytorch") is None
         mine.keep_measured(machine(cores=4))  # a new probe forgets what runs taught about the old one
         assert mine.correction("pytorch") is None
-        assert mine.measured() == machine(cores=4)
+        assert mine.measured("pytorch") == machine(cores=4)
+        assert mine.measured("tensorflow") is None
     assert "cores" in this_machine()
 
 
@@ -170,9 +171,9 @@ def test_a_plan_times_the_jobs_operations_and_the_run_uses_them(probed: Runner) 
     assert (timed.batch, timed.threads) == (15, 1)  # one worker of two, of a batch of 30
     assert timed.forward_calls > 3
     assert min(timed.forward_seconds, timed.backward_seconds) > 0
-    ran = probed(path, run="ran").plan.forecast
-    assert ran is not None
-    assert ran.step_seconds == pytest.approx(plan.forecast.step_seconds)
     choices = worker_choices(plan, cluster(2), framework="pytorch", home=probed.home / "home", goal="time")
     same = next(each for each in choices if (each.num_workers, each.threads) == (2, 1))
     assert same.forecast.step_seconds == pytest.approx(plan.forecast.step_seconds)
+    ran = probed(path, run="ran").plan.forecast
+    assert ran is not None
+    assert ran.step_seconds == pytest.approx(plan.forecast.step_seconds)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.compute.measured import Measured, RateSample, TransferFit
 from leptonai.compute.measured_file import read_measured, write_measured
-from leptonai.compute.probe_cases import KernelCase, kernel_cases, layer_products
+from leptonai.compute.probe_cases import KernelCase, halving, kernel_cases, key_of, layer_products
+from leptonai.compute.steady_timing import time_until_steady
 from leptonai.core.errors import Fault, InputError
 from leptonai.launch.probe_disk import probe_disk
 from leptonai.launch.probe_findings import with_links
 from leptonai.launch.probe_messages import MESSAGE_BYTES, QUICK_MESSAGE_BYTES
+from leptonai.launch.probe_worker import time_kernels
 from leptonai.launch.probing import Probed, probe_machine, settings_for
 
 NUM_CORES = len(os.sched_getaffinity(0))
@@ -35,7 +42,7 @@ class Told:
 def found(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Probed, Told]]:
     told, directory = Told(), tmp_path_factory.mktemp("disk")
     yield (
-        probe_machine(seconds=2.0, quick=True, directory=directory, engine=engine, progress=told),
+        probe_machine(seconds=6.0, quick=True, directory=directory, engine=engine, progress=told),
         told,
     )
     assert list(directory.iterdir()) == []
@@ -56,6 +63,8 @@ def test_every_way_of_using_the_machine_was_measured(found: tuple[Probed, Told])
             kinds = {
                 each.kind for each in samples_of(measured, threads=setting.threads, num_busy=setting.num_busy)
             }
+            if setting.threads > 1:  # where its threads waited for cores it was left out, and is named
+                kinds |= {each.kind for each in found[0].skipped if each.why == "disturbed"}
             assert kinds >= {"matmul", "convolution", "elementwise"}
     assert measured.cores == NUM_CORES
     assert dict(measured.versions).keys() == {"torch"}
@@ -79,8 +88,14 @@ def test_larger_kernels_take_longer_and_rates_are_those_of_a_machine(found: tupl
 def test_messages_were_fitted(found: tuple[Probed, Told]) -> None:
     fits = {(fit.kind, fit.num_workers): fit for fit in found[0].measured.transfers}
     for kind in ("all-reduce", "broadcast", "shared memory", "loopback"):
+        disturbed = [each for each in found[0].skipped if (each.kind, each.why) == (kind, "disturbed")]
+        assert ((kind, 2) in fits) != any(each.setting == "2 workers" for each in disturbed)
+        if (kind, 2) not in fits:  # the machine was too busy for it, which is said
+            continue
         fit = fits[kind, 2]
-        assert {size for size, _ in fit.samples} >= set(QUICK_MESSAGE_BYTES)
+        left_out = {each.size[0] for each in found[0].skipped if each.kind == kind}
+        assert {size for size, _ in fit.samples} | left_out >= set(QUICK_MESSAGE_BYTES)
+        assert len(fit.samples) >= 2
         assert 1e6 < fit.bandwidth_bytes_per_second < 1e13
         assert 0 <= fit.latency_seconds < 1.0
 
@@ -90,8 +105,21 @@ def test_the_disk_was_measured_and_spreads_are_told(found: tuple[Probed, Told]) 
     assert probed.measured.disk_write_bytes_per_second > 0
     assert probed.measured.disk_read_bytes_per_second > 0
     assert probed.measured.sync_seconds > 0
-    assert probed.spreads.keys() >= {"matmul", "convolution", "memory", "call", "all-reduce"}
-    assert all(spread >= 0 for spread in probed.spreads.values())
+    for setting, kinds in {
+        "1 process x 1 thread": {"matmul", "convolution", "memory", "call"},
+        f"{max(2, NUM_CORES)} processes x 1 thread": {"all-reduce", "broadcast"},
+    }.items():
+        assert {each.kind for each in probed.spreads if each.setting == setting} >= kinds
+    assert all(each.value >= 0 for each in probed.spreads)
+
+
+def test_each_kernel_was_timed_or_is_named_as_left_out(found: tuple[Probed, Told]) -> None:
+    cases = len(kernel_cases(quick=True))
+    settings = [each for each in settings_for(NUM_CORES) if "kernels" in each.parts]
+    timed = sum(each.kind not in ("call", "pass") for each in found[0].measured.kernels)
+    skipped = sum(each.precision != "" for each in found[0].skipped)
+    assert timed + skipped == cases * len(settings)
+    assert {each.setting for each in found[0].skipped} <= {each.words for each in settings_for(NUM_CORES)}
 
 
 def test_progress_goes_on_to_the_end(found: tuple[Probed, Told]) -> None:
@@ -147,15 +175,93 @@ def test_settings_fit_the_cores_and_messages_are_measured_for_each_number_of_wor
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_each_case_is_timed_once_and_bfloat16_last(quick: bool) -> None:
+def test_losing_the_tail_loses_detail_and_no_kind_or_precision(quick: bool) -> None:
     cases = kernel_cases(quick=quick)
-    keys = [(case.kind, case.dims, case.backward, case.precision) for case in cases]
-    assert len(keys) == len(set(keys))
-    slow = [case.precision != "float32" for case in cases]
-    assert slow == sorted(slow)
-    # Whatever time is left when half of it is spent, every kind has been seen.
-    half = {case.kind for case in cases[: len(cases) // 2]}
-    assert half >= {"matmul", "convolution", "elementwise"}
+    assert len(set(cases)) == len(cases)
+    families = {case.family for case in cases}
+    assert {precision for _, precision, _ in families} == {"float32", "bfloat16"}
+    assert {case.family for case in cases[: len(families)]} == families
+    # The ends of each family come before the detail of any.
+    flops: dict[tuple[str, str, bool], list[float]] = {}
+    for case in cases:
+        flops.setdefault(case.family, []).append(case.flops)
+    for found in flops.values():
+        assert {min(found), max(found)} <= set(found[:3])
+    # Half of them hold a good part of every family.
+    half = Counter(case.family for case in cases[: len(cases) // 2])
+    if not quick:
+        assert all(half[family] >= len(found) // 4 for family, found in flops.items())
+
+
+class Clocked:
+    """Kernels whose calls move a clock; ``slow`` adds to those of some cases."""
+
+    name = "clocked"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_seconds = 0.0
+        self.slow: Callable[[KernelCase], float] = lambda case: 0.0
+        timed = partial(time_until_steady, now=self.now)
+        monkeypatch.setattr("leptonai.launch.probe_worker.time_until_steady", timed)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def now(self) -> float:
+        return self.now_seconds
+
+    def empty(self) -> None:
+        """No call costs anything but its kernel."""
+
+    def chain(self, length: int) -> NoReturn:
+        raise NotImplementedError
+
+    def prepare(self, case: KernelCase) -> tuple[Callable[[], object], int]:
+        def call() -> None:
+            self.now_seconds += 1e-6 + case.flops / 1e10 + self.slow(case)
+
+        return call, 1
+
+
+def test_a_probe_without_time_names_what_it_left_out_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, cases = Clocked(monkeypatch), kernel_cases()
+    kernels.slow = lambda case: 0.04  # a machine of which little is left
+    found = time_kernels(kernels, cases, 2.0, now=kernels.now)
+    assert len(found["timed"]) + len(found["skipped"]) == len(cases)
+    named = {(each["kind"], each["precision"], each["backward"]) for each in found["timed"]}
+    assert named == {case.family for case in cases}
+    assert (
+        min(Counter((each["kind"], each["precision"], each["backward"]) for each in found["timed"]).values())
+        > 1
+    )
+    assert {each["why"] for each in found["skipped"]} == {"no time left", "too slow"}
+    assert kernels.now_seconds < 8.0  # two sizes of each family, three calls of 40 ms and more each
+
+
+def test_calls_whose_threads_wait_for_cores_are_timed_again_and_then_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernels, cases = Clocked(monkeypatch), kernel_cases(quick=True)
+    alone = {key_of(*case.family, case.dims): 1e-6 + case.flops / 1e10 for case in cases}
+    # Until half a second has passed every call waits for a timeslice; copies wait for ever.
+    kernels.slow = lambda case: 8e-3 if kernels.now_seconds < 0.5 or case.kind == "copy" else 0.0
+    found = time_kernels(kernels, cases, 30.0, alone=alone, now=kernels.now)
+    assert {(each["kind"], each["why"]) for each in found["skipped"]} == {("copy", "disturbed")}
+    for each in found["timed"]:
+        case = next(
+            case
+            for case in cases
+            if (*case.family, list(case.dims))
+            == (each["kind"], each["precision"], each["backward"], each["dims"])
+        )
+        assert each["seconds"] <= 2 * (1e-6 + case.flops / 1e10) + 1e-4
+    assert len(found["timed"]) + len(found["skipped"]) == len(cases)
+
+
+@given(st.integers(0, 60))
+def test_halving_names_every_place_once(length: int) -> None:
+    assert sorted(halving(length)) == list(range(length))
 
 
 def test_products_of_a_layer_do_the_same_work() -> None:

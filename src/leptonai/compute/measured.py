@@ -98,3 +98,8 @@ class Measured:
     sync_seconds: float = 0.0
     start_seconds: tuple[tuple[str, float], ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def framework(self) -> str:
+        """Whose kernels were timed, such as ``pytorch``; empty: nobody's."""
+        return self.call_seconds[0][0] if self.call_seconds else ""

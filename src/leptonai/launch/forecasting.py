@@ -16,7 +16,7 @@ from leptonai.compute.prediction.local_predictor import LocalPrediction, Served,
 from leptonai.compute.prediction.operations_step import OperatorTimes
 from leptonai.core.errors import InputError
 from leptonai.core.values import value_from_json
-from leptonai.launch.rates import RateStore, job_key, open_rates
+from leptonai.launch.rates import RateStore, job_key, open_rates, rates_of
 from leptonai.launch.tally import Tally
 
 FEWEST_STEPS = 20
@@ -30,7 +30,7 @@ def with_forecast(plan: Plan, scouted: Mapping[str, Any], cluster: Cluster, home
     if scouted.get("private") is not None or not plan.workload.operations:
         return plan
     with open_rates(home) as store:
-        measured = cluster.measured or store.measured()
+        measured = rates_of(cluster, store, scouted["framework"])
         correction = correction_of(store, scouted["framework"])
         if scouted.get("timed") is not None:
             store.keep_timed(job_key(plan), value_from_json(OperatorTimes, scouted["timed"]))
@@ -122,9 +122,9 @@ def _is_here(cluster: Cluster) -> bool:
     return all(node.is_local for node in cluster.nodes)
 
 
-def is_probed(cluster: Cluster, home: Path) -> bool:
-    """Whether the rates of this machine are known, so that timing a job's operations is of use."""
+def is_probed(cluster: Cluster, home: Path, framework: str) -> bool:
+    """Whether this machine's rates are known, so that timing a job's operations is of use."""
     if not _is_here(cluster):
         return False
     with open_rates(home) as store:
-        return cluster.measured is not None or store.measured() is not None
+        return rates_of(cluster, store, framework) is not None

@@ -28,7 +28,7 @@ from leptonai.compute.transformer import Transformer
 from leptonai.compute.workload import Workload
 from leptonai.core.errors import InputError
 from leptonai.launch.forecasting import correction_of, predict, served_word
-from leptonai.launch.rates import job_key, open_rates
+from leptonai.launch.rates import job_key, open_rates, rates_of
 
 Progress = Callable[[int, int], None]
 
@@ -111,7 +111,7 @@ def worker_choices(
             hint="use --goal time or memory",
         )
     with open_rates(home) as store:
-        measured, correction = cluster.measured or store.measured(), correction_of(store, framework)
+        measured, correction = rates_of(cluster, store, framework), correction_of(store, framework)
         timed = store.timed(job_key(plan))
     if measured is None:
         raise InputError("this machine's rates are not known", hint="measure them: lepton cluster probe")

@@ -10,6 +10,7 @@ from typing import Any
 
 from leptonai.compute.fitting_transfers import fit_transfer
 from leptonai.compute.measured import Measured, RateSample, TransferFit
+from leptonai.compute.probe_cases import key_of
 from leptonai.core.errors import Fault, InputError
 from leptonai.launch.probe_disk import DiskRates
 
@@ -68,7 +69,8 @@ class Skipped:
         size: dims, or bytes.
         precision: of a kernel.
         backward: of a kernel.
-        why: ``no time left``, or ``too slow``: one call would take too long.
+        why: ``no time left``; ``too slow``, as one call would take too long; or ``disturbed``, as its threads
+            had to wait for cores whenever it was tried.
     """
 
     setting: str
@@ -94,6 +96,14 @@ class Findings:
     versions: dict[str, str] = field(default_factory=dict)
     spreads: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     skipped: list[Skipped] = field(default_factory=list)
+
+    def alone(self) -> dict[str, float]:
+        """By key of a case: its seconds with one thread, when nothing else computes."""
+        return {
+            key_of(each.kind, each.precision, each.backward, each.dims): each.seconds
+            for each in self.kernels
+            if (each.threads, each.num_busy) == (1, 1)
+        }
 
     def median_spreads(self) -> tuple[Spread, ...]:
         """Of all that was measured, by setting: the median spread of its samples."""
@@ -177,16 +187,20 @@ def _gather_calls(found: Findings, setting: Setting, calls: Mapping[str, float])
 def to_measured(
     found: Findings, framework: str, cores: int, disk: DiskRates | None, *, at_seconds: float
 ) -> Measured:
-    transfers = [
-        _fit(kind, samples, num_workers=num_workers)
-        for (kind, num_workers), samples in found.messages.items()
-    ]
+    transfers = []
+    for (kind, num_workers), samples in found.messages.items():
+        try:
+            transfers.append(_fit(kind, undisturbed(samples), num_workers=num_workers))
+        except Fault:
+            words = f"{num_workers} workers"
+            found.skipped.append(Skipped(setting=words, kind=kind, size=(), why="disturbed"))
     copies = [
         (float(FLOAT_BYTES * sample.dims[0]), sample.seconds)
         for sample in found.kernels
         if sample.kind == "copy" and (sample.threads, sample.num_busy) == (1, 1)
     ]
-    transfers.insert(0, _fit("memory copy", copies, num_workers=1))
+    if len(copies) > 1:  # there was time for more than one size
+        transfers.insert(0, _fit("memory copy", copies, num_workers=1))
     return Measured(
         at_seconds=round(at_seconds),
         cores=cores,
@@ -207,6 +221,18 @@ def _order(sample: RateSample) -> tuple[object, ...]:
     return (
         sample.num_busy, sample.threads, sample.precision != "float32", sample.kind, sample.backward, sample.dims,
     )  # fmt: skip
+
+
+def undisturbed(samples: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Times by size in which none is longer than that of a larger message: what is beyond that, others added.
+
+    >>> undisturbed([(8.0, 3e-3), (64.0, 1e-3), (512.0, 2e-3)])
+    [(8.0, 0.001), (64.0, 0.001), (512.0, 0.002)]
+    """
+    found: list[tuple[float, float]] = []
+    for size, seconds in sorted(samples, reverse=True):
+        found.append((size, min(seconds, found[-1][1]) if found else seconds))
+    return found[::-1]
 
 
 def _fit(kind: str, samples: list[tuple[float, float]], *, num_workers: int) -> TransferFit:

@@ -23,7 +23,7 @@ MESSAGE_BYTES = (4 * 2**10, 32 * 2**10, 256 * 2**10, 2**20, 4 * 2**20, 16 * 2**2
 QUICK_MESSAGE_BYTES = (4 * 2**10, 256 * 2**10, 4 * 2**20)
 FEWEST_CALLS, MOST_CALLS = 3, 60
 NUM_WARM_UP = 2
-FEWEST_SIZES = 2
+FEWEST_SIZES = 3
 FLOAT_BYTES = 4
 SOCKET_SECONDS = 20.0
 SMALLEST_BYTES = 8
@@ -84,7 +84,7 @@ class _Sizes:
         """Measure one kind.
 
         Args:
-            sizes: ascending; the first two are always measured, as a line needs them.
+            sizes: ascending; the first three are always measured, as a line needs some.
             times_of: the times of some messages of a size, made in so many seconds.
         """
         end = time.monotonic() + self._seconds
@@ -132,12 +132,11 @@ def _timed(call: Callable[[], None], count: int) -> list[float]:
     return found
 
 
-def _num_calls(exchange: TorchExchange, once: float, share: float) -> int:
-    """How many calls fit in ``share`` seconds, the same on every worker."""
-    mean = np.array([once])
-    exchange.sum(mean)
-    fitting = share * exchange.num_workers / max(float(mean[0]), 1e-9)
-    return int(min(max(fitting, FEWEST_CALLS), MOST_CALLS))
+def _num_calls(exchange: TorchExchange, once: float, seconds: float) -> int:
+    """How many calls fit in the time, the same on every worker though each has its own clock."""
+    sums = np.array([once, seconds])
+    exchange.sum(sums)
+    return int(min(max(sums[1] / max(sums[0], 1e-9), FEWEST_CALLS), MOST_CALLS))
 
 
 def _merged(exchange: TorchExchange, kind: str, size: int, times: list[float], *, whole: bool) -> Timed:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from leptonai.compute.probe_cases import KernelCase, kernel_cases
+from leptonai.compute.probe_cases import KernelCase, kernel_cases, key_of
 from leptonai.compute.steady_timing import Timing, time_until_steady
 from leptonai.core.errors import InputError
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Call = Callable[[], object]
 Report = Callable[[Mapping[str, Any]], None]
 
+# Of each family, whatever the time: through two a curve can be drawn.
+FEWEST_SIZES = 2
 # What one case may take beyond its share, when earlier ones left time over.
 MOST_SHARES = 6.0
 # A case whose one call would take longer than this is left out: bfloat16 without instructions for it.
@@ -30,6 +33,12 @@ LONGEST_CALL_SECONDS = 0.5
 # float32 numbers of each of the three arrays of a triad: beyond usual caches, 64 MiB each.
 TRIAD_ELEMENTS = 16 * 2**20
 QUICK_TRIAD_ELEMENTS = 8 * 2**20
+# More threads never make a call much slower than one does: to begin and end a parallel part takes some 10 us (Bull
+# 1999, "Measuring synchronisation and scheduling overheads in OpenMP"). A thread that has to wait for its core makes
+# all others wait some milliseconds, and that in every call for seconds on end, so quartiles do not show it.
+DISTURBED_TIMES = 2.0
+DISTURBED_SECONDS = 1e-4
+NUM_REPEATS = 3
 TRIAD_SECONDS = 0.6
 EMPTY_SECONDS = 0.2
 # Of a call's time that is its kernel's at least, whatever the empty call took.
@@ -59,7 +68,7 @@ def probe(assignment: Mapping[str, Any], line: Line, fds: list[int]) -> dict[str
     Args:
         assignment: ``framework``, ``threads``, ``device``, ``rank``, ``num_workers``, ``rendezvous`` (None when
             alone), ``parts`` (of ``kernels``, ``calls``, ``memory``, ``messages``), ``seconds`` for kernels,
-            ``message_seconds``, ``quick``.
+            ``message_seconds``, ``quick``, ``alone`` (see :func:`time_kernels`).
         line: takes progress as ``{"progress": share of all done, "part": name of the current one}``.
         fds: a memory file that all workers of the probe hold.
     """
@@ -103,7 +112,9 @@ def _parts(
         tell(0.0)
         if part == "kernels":
             cases = kernel_cases(quick=assignment["quick"])
-            found[part] = time_kernels(kernels, cases, assignment["seconds"], agree, tell)
+            found[part] = time_kernels(
+                kernels, cases, assignment["seconds"], agree, tell, alone=assignment["alone"]
+            )
         elif part == "calls":
             found[part] = time_calls(kernels, agree)
         elif part == "memory":
@@ -163,46 +174,95 @@ def time_kernels(
     agree: Callable[[bool], bool] = bool,
     tell: Callable[[float], None] = lambda share: None,
     *,
+    alone: Mapping[str, float] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, list[dict[str, Any]]]:
     """Each case in turn until ``seconds`` are spent; what one leaves over serves those after it.
 
-    One case of each family is timed however late it is, so that no kind or precision is missing; they are the
-    first, and small.
+    Two sizes of each family are timed however late it is, so that no kind or precision is missing; they are the
+    first, of middle and of smallest size. A case that was disturbed is timed again at the end, while there is time.
+
+    Args:
+        alone: by key of a case, what it takes with one thread and nobody else, where several threads are timed.
 
     Returns:
-        ``timed`` and ``skipped``, the latter with the reason ``why``: ``no time left``, or ``too slow`` where
-        one call would take more than half a second.
+        ``timed`` and ``skipped``, the latter with the reason ``why``.
     """
-    end = now() + seconds
-    share = seconds / len(cases)
-    empty = kernels.empty()
-    overhead = 0.0
-    if empty is not None:
-        overhead = time_until_steady(empty, max_seconds=min(EMPTY_SECONDS, share), agree=agree).seconds
-    best: dict[tuple[str, str, bool], float] = {}  # fewest seconds for a FLOP, of a family
-    timed: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
+    timer = _KernelTimer(kernels, seconds, len(cases), agree, alone or {}, now)
     for index, case in enumerate(cases):
-        known = case.family in best
-        too_slow = known and best[case.family] * case.flops > LONGEST_CALL_SECONDS
-        late = known and now() > end
-        described = {
-            "kind": case.kind, "dims": list(case.dims), "precision": case.precision, "backward": case.backward,
-        }  # fmt: skip
-        if not agree(not (too_slow or late)):  # what is too much for one of us, none of us does
-            skipped.append({**described, "why": "too slow" if too_slow else "no time left"})
-            continue
-        left = max(0.0, end - now()) / (len(cases) - index)
-        call, copies = kernels.prepare(case)
-        timing = time_until_steady(
-            call, max_seconds=min(max(left, share / 4), MOST_SHARES * share), agree=agree
-        )
-        seconds_each = max(timing.seconds - overhead, timing.seconds * LEAST_SHARE) / copies
-        best[case.family] = min(best.get(case.family, math.inf), seconds_each / case.flops)
-        timed.append({**described, "seconds": seconds_each, "spread": timing.spread})
+        timer.first(case)
         tell((index + 1) / len(cases))
-    return {"timed": timed, "skipped": skipped}
+    timer.once_more()
+    return {"timed": timer.timed, "skipped": timer.skipped}
+
+
+class _KernelTimer:
+    """Times cases against one deadline; what one worker of several cannot do, none of them does."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        seconds: float,
+        num_cases: int,
+        agree: Callable[[bool], bool],
+        alone: Mapping[str, float],
+        now: Callable[[], float],
+    ) -> None:
+        self._kernels, self._agree, self._alone, self._now = kernels, agree, alone, now
+        self._end, self._share, self._num_left = now() + seconds, seconds / num_cases, num_cases
+        empty = kernels.empty()
+        self._overhead = 0.0
+        if empty is not None:
+            most = min(EMPTY_SECONDS, self._share)
+            self._overhead = time_until_steady(empty, max_seconds=most, agree=agree).seconds
+        self._best: dict[tuple[str, str, bool], float] = {}  # fewest seconds for a FLOP
+        self._tried: Counter[tuple[str, str, bool]] = Counter()
+        self._disturbed: list[KernelCase] = []
+        self.timed: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
+
+    def first(self, case: KernelCase) -> None:
+        """Time a case, unless it would be too slow or it is too late."""
+        too_slow = self._best.get(case.family, 0.0) * case.flops > LONGEST_CALL_SECONDS
+        late = self._tried[case.family] >= FEWEST_SIZES and self._now() > self._end
+        left, self._num_left = max(0.0, self._end - self._now()) / self._num_left, self._num_left - 1
+        if not self._agree(not (too_slow or late)):
+            self._skip(case, "too slow" if too_slow else "no time left")
+            return
+        self._tried[case.family] += 1
+        if not self._time(case, min(max(left, self._share / 4), MOST_SHARES * self._share)):
+            self._disturbed.append(case)
+
+    def once_more(self) -> None:
+        """Time those that were disturbed again, and give up those that stay so."""
+        for _ in range(NUM_REPEATS):
+            disturbed, self._disturbed = self._disturbed, []
+            for case in disturbed:
+                if not self._agree(self._now() < self._end) or not self._time(case, self._share):
+                    self._disturbed.append(case)
+        for case in self._disturbed:
+            self._skip(case, "disturbed")
+
+    def _time(self, case: KernelCase, max_seconds: float) -> bool:
+        """Whether all found a sound time."""
+        call, copies = self._kernels.prepare(case)
+        timing = time_until_steady(call, max_seconds=max_seconds, agree=self._agree)
+        seconds = max(timing.seconds - self._overhead, timing.seconds * LEAST_SHARE) / copies
+        alone = self._alone.get(key_of(*case.family, case.dims), math.inf)
+        if self._alone and not self._agree(seconds <= DISTURBED_TIMES * alone + DISTURBED_SECONDS):
+            return False
+        self._best[case.family] = min(self._best.get(case.family, math.inf), seconds / case.flops)
+        self.timed.append({**_described(case), "seconds": seconds, "spread": timing.spread})
+        return True
+
+    def _skip(self, case: KernelCase, why: str) -> None:
+        self.skipped.append({**_described(case), "why": why})
+
+
+def _described(case: KernelCase) -> dict[str, Any]:
+    return {
+        "kind": case.kind, "dims": list(case.dims), "precision": case.precision, "backward": case.backward,
+    }  # fmt: skip
 
 
 def time_calls(kernels: Kernels, agree: Callable[[bool], bool] = bool) -> dict[str, float]:

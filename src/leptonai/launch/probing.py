@@ -120,8 +120,9 @@ def probe_machine(
         progress(len(settings) / (len(settings) + 1), "disk")
         disk = probe_disk(directory, quick=quick) if directory is not None else None
     progress(1.0, "done")
+    measured = to_measured(found, framework, len(cores), disk, at_seconds=clock.now_seconds())
     return Probed(
-        measured=to_measured(found, framework, len(cores), disk, at_seconds=clock.now_seconds()),
+        measured=measured,
         spreads=found.median_spreads(),
         skipped=tuple(found.skipped),
         seconds=clock.monotonic_seconds() - began,
@@ -179,13 +180,11 @@ class _Group:
         self._num_groups += 1
         names = [f"probe-{self._num_groups}-{rank}" for rank in range(setting.num_busy)]
         asked = self._clock.monotonic_seconds()
+        alone = found.alone() if setting.threads > 1 else {}
         with _shared_file(max(MESSAGE_BYTES)) as shared_fd:
             for rank, name in enumerate(names):
-                self._engine.start(
-                    self._spec(
-                        setting, rank, name, shared_fd, seconds=seconds, message_seconds=message_seconds
-                    )
-                )
+                given = {"seconds": seconds, "message_seconds": message_seconds, "alone": alone}
+                self._engine.start(self._spec(setting, rank, name, shared_fd, given))
             try:
                 results = self._await(names, progress, asked, found)
             finally:
@@ -193,14 +192,7 @@ class _Group:
         gather(found, setting, [results[name] for name in names])
 
     def _spec(
-        self,
-        setting: Setting,
-        rank: int,
-        name: str,
-        shared_fd: int,
-        *,
-        seconds: float,
-        message_seconds: float,
+        self, setting: Setting, rank: int, name: str, shared_fd: int, given: Mapping[str, Any]
     ) -> WorkerSpec:
         wanted = setting.threads * setting.num_busy
         first = rank * setting.threads
@@ -215,9 +207,8 @@ class _Group:
                 "num_workers": setting.num_busy,
                 "rendezvous": str(self._scratch / f"rendezvous-{self._num_groups}"),
                 "parts": list(setting.parts),
-                "seconds": seconds,
-                "message_seconds": message_seconds,
                 "quick": self._quick,
+                **given,
             },
             fds=[shared_fd],
             log=self._scratch / f"{name}.log",

@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from leptonai.compute.cluster import Cluster
 from leptonai.compute.measured import Measured
 from leptonai.compute.plan import Plan
 from leptonai.compute.prediction.operations_step import OperatorTimes
@@ -26,6 +27,7 @@ RATES = sql.Table(
     "machine_rates",
     METADATA,
     sql.Column("machine", sql.String(200), primary_key=True),
+    sql.Column("framework", sql.String(40), primary_key=True),
     sql.Column("measured", sql.JSON, nullable=False),
 )
 CORRECTIONS = sql.Table(
@@ -61,9 +63,10 @@ class RateStore:
         self._workspace, self._machine = workspace, machine or this_machine()
         workspace.create(METADATA)
 
-    def measured(self) -> Measured | None:
-        """What the last probe found; None: there was none, or a version of this package wrote it that differs."""
-        query = sql.select(RATES.c.measured).where(RATES.c.machine == self._machine)
+    def measured(self, framework: str) -> Measured | None:
+        """What the last probe of this framework found; None: there was none, or another version wrote it."""
+        same = (RATES.c.machine == self._machine) & (RATES.c.framework == framework)
+        query = sql.select(RATES.c.measured).where(same)
         with self._workspace.transaction() as connection:
             found = connection.scalar(query)
         if found is None:
@@ -74,11 +77,14 @@ class RateStore:
             return None
 
     def keep_measured(self, measured: Measured) -> None:
-        """Replace what is known; what runs taught about the old rates is forgotten with them."""
+        """Replace what is known of its framework; what runs taught about the old rates is forgotten with them."""
+        framework = measured.framework
         with self._workspace.transaction() as connection:
-            for table in (RATES, CORRECTIONS, OPERATORS):
-                connection.execute(sql.delete(table).where(table.c.machine == self._machine))
-            values = {"machine": self._machine, "measured": value_to_json(measured)}
+            for table in (RATES, CORRECTIONS):
+                same = (table.c.machine == self._machine) & (table.c.framework == framework)
+                connection.execute(sql.delete(table).where(same))
+            connection.execute(sql.delete(OPERATORS).where(OPERATORS.c.machine == self._machine))
+            values = {"machine": self._machine, "framework": framework, "measured": value_to_json(measured)}
             connection.execute(sql.insert(RATES).values(**values))
 
     def correction(self, framework: str) -> Mapping[str, Any] | None:
@@ -123,6 +129,13 @@ def job_key(plan: Plan) -> str:
     words = [value_to_json(each) for each in plan.workload.operations]
     text = json.dumps([words, tuning.precision, tuning.memory_format, tuning.compile])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rates_of(cluster: Cluster, store: RateStore, framework: str) -> Measured | None:
+    """What was measured with this framework: the cluster file's own word, else this machine's last probe."""
+    if cluster.measured is not None and cluster.measured.framework == framework:
+        return cluster.measured
+    return store.measured(framework)
 
 
 @contextmanager

@@ -64,7 +64,9 @@ def make_plan(
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder, contextlib.ExitStack() as stack:
         engine = engine or stack.enter_context(start_engine())
         stack.callback(engine.stop_workers)
-        timing = is_probed(request.cluster, request.home)
+        timing = is_probed(
+            request.cluster, request.home, "pytorch"
+        )  # of compiled graphs nothing is timed apart
         scouted = scout_job(
             engine, request, Path(folder), resume_dir=None, clock=clock, time_operations=timing
         )
