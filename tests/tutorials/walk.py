@@ -9,7 +9,9 @@ An HTML comment right before a block says what it is:
 - ``<!-- background -->``: a ``sh`` block whose run goes on, from its first steps on, while the next block is run.
 
 A ``sh`` block without a comment is run; a ``text`` block after it shows its output. Numbers, digests, names of
-runs, paths, precision and memory format may differ, and so may the number of progress lines and all of a drawing.
+runs, paths, precision, memory format and the lengths of bars may differ, and so may the number of progress lines
+and all of a drawing. A ``text`` block with a comment before it, such as ``<!-- the sentences vary -->``, is not
+compared.
 
 ``python -m tests.tutorials.walk PAGE`` walks a page on the data of ``$LEPTON_DATA`` and writes what came into it.
 """
@@ -35,6 +37,7 @@ _BLOCK = re.compile(
     r"^(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S
 )
 _DRAWING = re.compile("[\u2500-\u257f\u2800-\u28ff]")
+_BAR = re.compile("[\u2580-\u259f]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +181,7 @@ def normalised(output: str) -> list[str]:
     for line in output.splitlines():
         if not line.strip() or _DRAWING.search(line):
             continue
+        line = _BAR.sub("", line)
         line = re.sub(r"\S*/\S*/\S*", "PATH", line)
         line = re.sub(r"\b[\w-]+-\d{8}-\d{6}-[0-9a-f]{4}\b", "RUN", line)
         line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME", line)

@@ -111,6 +111,15 @@ def kernel_cases(*, quick: bool = False) -> tuple[KernelCase, ...]:
     return tuple(case for _, _, case in sorted(placed, key=lambda each: each[:2]))
 
 
+def key_of(kind: str, precision: str, backward: bool, dims: tuple[int, ...]) -> str:
+    """A name for a case.
+
+    >>> key_of("copy", "float32", False, (256,))
+    'copy 256 float32 forward'
+    """
+    return f"{kind} {'x'.join(map(str, dims))} {precision} {'backward' if backward else 'forward'}"
+
+
 def num_families(cases: tuple[KernelCase, ...]) -> int:
     """Kinds, precisions and directions among the cases.
 

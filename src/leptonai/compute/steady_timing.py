@@ -83,9 +83,7 @@ def time_until_steady(
         steady = len(found) >= FEWEST_GROUPS and spread_of(found) <= steady_spread
         if agree(steady or now() - started >= max_seconds):
             break
-    return Timing(
-        seconds=quiet_seconds(found), spread=spread_of(found), num_calls=len(found) * calls_a_group
-    )
+    return Timing(seconds=quiet_seconds(found), spread=spread_of(found), num_calls=len(found) * calls_a_group)
 
 
 def quiet_seconds(values: Sequence[float]) -> float:
