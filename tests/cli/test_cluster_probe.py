@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,17 @@ from leptonai.cli import cluster_probe
 from leptonai.cli.cluster_probe import local_pairs
 from leptonai.cli.probe_view import draw_rates, print_probed
 from leptonai.compute.cluster import Cluster, Link, Node
+from leptonai.compute.cluster_file import read_cluster
+from leptonai.compute.engines.local import LocalEngine
 from leptonai.compute.measured import Measured, RateSample, TransferFit
 from leptonai.compute.measured_file import read_measured, write_measured
 from leptonai.core.errors import InputError
 from leptonai.launch import probing
+from leptonai.launch.engine import start_engine
+from leptonai.launch.probe_findings import Skipped, Spread
 from leptonai.launch.probing import Probed
+from leptonai.launch.rates import open_rates
+from tests.cli.conftest import Said
 
 CLUSTER = """nodes:
   - name: left
@@ -69,6 +76,26 @@ def machine() -> Measured:
     )
 
 
+def probed() -> Probed:
+    """A probe that was disturbed a little."""
+    spreads = (
+        Spread(setting="1 process x 1 thread", kind="matmul", value=0.02),
+        Spread(setting="2 processes x 1 thread", kind="matmul", value=0.4),
+        Spread(setting="2 processes x 1 thread", kind="all-reduce", value=0.9),
+    )
+    skipped = (
+        *(
+            Skipped(setting="1 process x 2 threads", kind="copy", size=(n,), precision="float32")
+            for n in (1, 2)
+        ),
+        Skipped(
+            setting="1 process x 2 threads", kind="gather", size=(8, 8), precision="float32", why="disturbed"
+        ),
+        Skipped(setting="2 processes x 1 thread", kind="all-reduce", size=(2**26,)),
+    )
+    return Probed(measured=machine(), spreads=spreads, skipped=skipped, seconds=42.0)
+
+
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> typer.Typer:
     """The command alone; measuring itself is tested where it is done."""
@@ -76,7 +103,7 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> typer.Typer:
     def measured_at_once(**options: object) -> Probed:
         progress: Callable[[float, str], None] = options["progress"]  # type: ignore[assignment]
         progress(0.5, "kernels")
-        return Probed(measured=machine(), spreads={"matmul": 0.02, "all-reduce": 0.9}, seconds=42.0)
+        return probed()
 
     monkeypatch.setattr(probing, "probe_machine", measured_at_once)
     monkeypatch.chdir(tmp_path)
@@ -91,7 +118,7 @@ def test_it_writes_the_file_and_says_so(app: typer.Typer, tmp_path: Path) -> Non
     done = CliRunner().invoke(app, [], catch_exceptions=False)
     assert done.exit_code == 0
     assert "written to cluster.measured.yaml" in done.stdout
-    assert "noisy (quartiles more than 25% apart): all-reduce" in done.stdout
+    assert "kept for the plans of this machine" in done.stdout
     assert " 50% kernels" in done.stderr
     assert read_measured(tmp_path / "cluster.measured.yaml") == machine()
     assert CliRunner().invoke(app, []).exit_code == 0  # a measurement may be replaced
@@ -113,7 +140,10 @@ def test_json_holds_everything(app: typer.Typer, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["c.yaml", "--json"], catch_exceptions=False)
     said = json.loads(done.stdout)
     assert said["not_measured"] == ["far"]
-    assert said["spreads"] == {"matmul": 0.02, "all-reduce": 0.9}
+    assert said["spreads"][0] == {"setting": "1 process x 1 thread", "kind": "matmul", "value": 0.02}
+    assert said["skipped"][2]["why"] == "disturbed"
+    assert (said["path"], said["plot"]) == ("cluster.measured.yaml", None)
+    assert said["kept_in"] == str(tmp_path / "home")
     assert len(said["measured"]["kernels"]) == len(machine().kernels)
     assert done.stderr == ""
 
@@ -140,7 +170,7 @@ def test_bad_input_is_told_before_anything_is_measured(
 
 def test_what_is_shown_fits_eighty_columns() -> None:
     console = Console(width=80, record=True, force_terminal=False)
-    print_probed(Probed(measured=machine(), spreads={}, seconds=42.0), console)
+    print_probed(probed(), console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     for word in (
@@ -173,3 +203,65 @@ def test_a_measured_file_can_be_measured_again(app: typer.Typer, tmp_path: Path)
     write_measured(path, Measured(at_seconds=0.0, cores=1))
     assert CliRunner().invoke(app, [], catch_exceptions=False).exit_code == 0
     assert read_measured(path) == machine()
+
+
+def test_noise_and_what_was_left_out_are_named_by_setting() -> None:
+    console = Console(width=80, record=True, force_terminal=False)
+    print_probed(probed(), console)
+    words = " ".join(console.export_text().split())
+    assert "2 processes x 1 thread: matmul, all-reduce measure again" in words
+    assert (
+        "4 sizes 1 process x 2 threads: 2 of copy float32 (no time left), 1 of gather float32 (disturbed)"
+        in words
+    )
+    assert "1 of all-reduce (no time left)" in words
+    quiet = Console(width=80, record=True, force_terminal=False)
+    print_probed(Probed(measured=machine(), spreads=(), skipped=(), seconds=42.0), quiet)
+    assert not any(word in quiet.export_text() for word in ("noisy", "not measured"))
+
+
+def test_a_measured_file_may_be_the_cluster_that_is_measured(app: typer.Typer, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.measured.yaml"
+    write_measured(path, Measured(at_seconds=0.0, cores=1), cluster_text=CLUSTER)
+    done = CliRunner().invoke(app, [path.name], catch_exceptions=False)
+    assert done.exit_code == 0
+    text = path.read_text()
+    assert text.startswith(CLUSTER)
+    assert text.count("measured:") == 1
+    cluster = read_cluster(path, available_cores=2)
+    assert [node.name for node in cluster.nodes] == ["left", "right", "far"]
+    assert cluster.measured == read_measured(path)
+    assert cluster.measured.kernels == machine().kernels
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[LocalEngine]:
+    with start_engine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def shared_engine(started: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of this file look at their jobs with one engine, as starting one is what takes long."""
+    monkeypatch.setattr("leptonai.cli.plan.engine_for", lambda job, home: nullcontext(started))
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_what_was_probed_serves_the_next_plan(
+    app: typer.Typer, lepton: Callable[..., Said], stage: Path
+) -> None:
+    with open_rates(stage / "home") as store:
+        assert store.measured("pytorch") is None
+    assert CliRunner().invoke(app, ["--out", str(stage / "m.yaml")], catch_exceptions=False).exit_code == 0
+    after = lepton("plan", "tiny.py", "-c", "one.yaml")
+    assert (after.code, "forecast of a step" in after.out) == (0, True)
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_a_measured_file_is_planned_on_without_a_probe_of_this_home(
+    lepton: Callable[..., Said], stage: Path
+) -> None:
+    write_measured(stage / "cluster.measured.yaml", machine())
+    said = lepton("plan", "tiny.py", "-c", "cluster.measured.yaml")
+    assert said.code == 0, said.err
+    assert "forecast of a step" in said.out

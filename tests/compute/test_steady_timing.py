@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from leptonai.compute.steady_timing import spread_of, time_until_steady
+from leptonai.compute.steady_timing import quiet_seconds, spread_of, time_until_steady
 
 
 class Work:
@@ -37,7 +37,7 @@ def test_a_steady_call_ends_early() -> None:
 def test_a_noisy_call_takes_the_time_it_is_given() -> None:
     work = Work(itertools.cycle([0.01, 0.02, 0.03]))
     found = time_until_steady(work, max_seconds=1.0, now=work.now)
-    assert found.seconds == pytest.approx(0.02)
+    assert found.seconds == pytest.approx(0.01)
     assert found.spread > 0.4
     assert 0.9 < work.now_seconds < 1.2
 
@@ -76,3 +76,9 @@ def test_spread_is_relative() -> None:
     assert spread_of([1.0]) == 0.0
     assert spread_of([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
     assert spread_of([10.0, 20.0, 30.0, 40.0, 50.0]) == pytest.approx(2 / 3)
+
+
+def test_what_neighbours_add_to_half_of_the_calls_does_not_count() -> None:
+    work = Work(itertools.cycle([0.01, 0.014, 0.01, 0.05]))
+    assert time_until_steady(work, max_seconds=1.0, now=work.now).seconds == pytest.approx(0.01)
+    assert quiet_seconds([3.0]) == 3.0

@@ -20,7 +20,7 @@ from leptonai.compute.probe_cases import KernelCase, halving, kernel_cases, key_
 from leptonai.compute.steady_timing import time_until_steady
 from leptonai.core.errors import Fault, InputError
 from leptonai.launch.probe_disk import probe_disk
-from leptonai.launch.probe_findings import with_links
+from leptonai.launch.probe_findings import Setting, with_links
 from leptonai.launch.probe_messages import MESSAGE_BYTES, QUICK_MESSAGE_BYTES
 from leptonai.launch.probe_worker import time_kernels
 from leptonai.launch.probing import Probed, probe_machine, settings_for
@@ -42,7 +42,7 @@ class Told:
 def found(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Probed, Told]]:
     told, directory = Told(), tmp_path_factory.mktemp("disk")
     yield (
-        probe_machine(seconds=6.0, quick=True, directory=directory, engine=engine, progress=told),
+        probe_machine(seconds=4.0, quick=True, directory=directory, engine=engine, progress=told),
         told,
     )
     assert list(directory.iterdir()) == []
@@ -141,7 +141,8 @@ def test_too_little_time_is_refused() -> None:
 
 
 def test_a_worker_that_fails_ends_the_probe(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leptonai.launch.probing.MESSAGE_SHARE", 0.0)
+    only = (Setting(threads=1, num_busy=2, parts=("messages",)),)
+    monkeypatch.setattr("leptonai.launch.probing.settings_for", lambda num_cores: only)
     monkeypatch.setattr("leptonai.launch.probing.MESSAGE_BYTES", (1,))  # too small a memory to share
     with pytest.raises(Fault):
         probe_machine(seconds=2.0, quick=True, engine=engine)

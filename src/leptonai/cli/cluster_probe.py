@@ -91,8 +91,11 @@ def probe(
         print_json(
             {
                 "path": str(out_file),
+                "plot": None if plot is None else str(plot),
+                "kept_in": str(directory),
                 "seconds": probed.seconds,
-                "spreads": dict(probed.spreads),
+                "spreads": [value_to_json(each) for each in probed.spreads],
+                "skipped": [value_to_json(each) for each in probed.skipped],
                 "not_measured": remote,
                 "measured": value_to_json(measured),
             }
@@ -102,6 +105,8 @@ def probe(
 
     print_probed(probed, out())
     say(out(), f"\nwritten to {shown_path(out_file)}, and kept for the plans of this machine")
+    if plot is not None:
+        say(out(), f"drawn in {shown_path(plot)}")
     if remote:
         say(out(), f"only this machine was measured; left as declared: {', '.join(remote)}")
 

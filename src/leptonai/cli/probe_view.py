@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from leptonai.core.units import format_bytes, format_flops, format_rate, format_
 
 if TYPE_CHECKING:
     from leptonai.compute.measured import Measured, RateSample
+    from leptonai.launch.probe_findings import Skipped, Spread
     from leptonai.launch.probing import Probed
 
 # Shown of each kind: enough to see how rates grow with size, few enough for one screen.
@@ -25,6 +28,7 @@ SHARED_KINDS = ("matmul", "convolution")
 KINDS = (*SHARED_KINDS, *(f"cuda_{kind}" for kind in SHARED_KINDS))
 CURVE_HEIGHT = 7
 NOISY_SPREAD = 0.25
+LINE_COLUMNS = 78
 GIGA = 1e9
 
 
@@ -41,10 +45,42 @@ def print_probed(probed: Probed, console: Console) -> None:
     console.print(links(measured))
     console.print()
     console.print(rest(measured))
-    noisy = [name for name, spread in probed.spreads.items() if spread > NOISY_SPREAD]
-    if noisy:
-        say(console, f"\nnoisy (quartiles more than {NOISY_SPREAD:.0%} apart): {', '.join(noisy)}")
-        say(console, "measure again when nothing else runs")
+    for line in (*noisy_lines(probed.spreads), *skipped_lines(probed.skipped)):
+        say(console, line)
+
+
+def noisy_lines(spreads: Sequence[Spread]) -> list[str]:
+    """What varied much, by setting."""
+    by_setting: dict[str, list[str]] = {}
+    for each in spreads:
+        if each.value > NOISY_SPREAD:
+            by_setting.setdefault(each.setting, []).append(each.kind)
+    if not by_setting:
+        return []
+    return [
+        f"\nnoisy (quartiles more than {NOISY_SPREAD:.0%} apart), so the quieter half counts:",
+        *(_folded(f"{setting}: {', '.join(kinds)}") for setting, kinds in by_setting.items()),
+        "measure again when nothing else runs",
+    ]
+
+
+def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
+    """What was left out, by setting, with the reason."""
+    counts = Counter((each.setting, each.kind, each.precision, each.why) for each in skipped)
+    if not counts:
+        return []
+    by_setting: dict[str, list[str]] = {}
+    for (setting, kind, precision, why), count in counts.items():
+        name = f"{kind} {precision}".strip()
+        by_setting.setdefault(setting, []).append(f"{count} of {name} ({why})")
+    return [
+        f"\nnot measured, so plans use the sizes about them: {len(skipped)} sizes",
+        *(_folded(f"{setting}: {', '.join(words)}") for setting, words in by_setting.items()),
+    ]
+
+
+def _folded(text: str) -> str:
+    return textwrap.fill(text, LINE_COLUMNS, initial_indent="  ", subsequent_indent="    ")
 
 
 def rates(measured: Measured) -> Table:

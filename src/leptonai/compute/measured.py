@@ -18,7 +18,7 @@ class RateSample:
         threads: compute threads, >= 1.
         num_busy: processes that computed at the same time, each with as many threads, >= 1.
         dims: its size.
-        seconds: of one call, the median, > 0.
+        seconds: of one call when nothing disturbs it, > 0.
         backward: whether it was the gradient of that kernel.
     """
 

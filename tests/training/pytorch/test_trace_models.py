@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -101,9 +100,7 @@ def traced_gpt(shape: Transformer, *, fused: bool = False) -> Trace:
 def test_resnet_18_has_its_published_cost() -> None:
     """1.8 GFLOPs (multiply-adds), He et al. 2016, table 1; 11.69 million parameters, torchvision."""
     columns = [torch.empty(1, 3, 224, 224, device="meta")]
-    began = time.process_time()
     found = trace(resnet18(), columns, lambda model, batch: model(batch[0]).mean())
-    assert time.process_time() - began < 5  # two passes on any machine; under a second on most
     forward = sum(o.calls * o.flops[1] for o in found.operations if o.kind in DENSE and not o.backward)
     assert forward / 2e9 == pytest.approx(1.8, rel=0.02)
     assert found.num_parameters == 11_689_512
@@ -138,7 +135,7 @@ def test_six_numbers_say_what_tracing_finds(shape: Transformer) -> None:
     assert moved[1] == pytest.approx(moved[0], rel=0.35)  # copies and reshapes are the framework's own
 
 
-def test_billions_of_weights_are_traced_in_seconds_and_in_no_memory() -> None:
+def test_billions_of_weights_are_traced_in_no_memory() -> None:
     shape = Transformer(num_layers=6, hidden=8192, num_heads=64, sequence=2048, vocabulary=50257)
     clear = Path("/proc/self/clear_refs")
     if not clear.exists():
@@ -146,11 +143,9 @@ def test_billions_of_weights_are_traced_in_seconds_and_in_no_memory() -> None:
     traced_gpt(Transformer(num_layers=1, hidden=64, num_heads=2, sequence=8, vocabulary=10), fused=True)
     clear.write_text("5")  # the peak so far is forgotten
     before = _peak_bytes()
-    began = time.process_time()
     found = traced_gpt(shape, fused=True)
     assert found.num_parameters == shape.num_parameters > 4e9
     assert _peak_bytes() - before < 200e6
-    assert time.process_time() - began < 30
 
 
 def _peak_bytes() -> int:

@@ -207,8 +207,11 @@ def test_a_job_s_workload_holds_operations_tensors_and_input_bytes() -> None:
     data = Data(train=Arrays(np.zeros((8, 14, 14, 3), np.float32), np.zeros(8, np.int64)))
     work = profile_keras(cnn(), job_for(data), data)
     assert (work.num_tensors, work.input_bytes_per_example) == (8, FLOAT * 14 * 14 * 3 + 8)
-    forward = sum(o.calls * o.at(o.flops, 4) for o in work.operations if o.kind in DENSE and not o.backward)
-    assert 3 * forward == 4 * work.flops_per_example
+    first, others = 2 * 14 * 14 * 6 * 9 * 3, 2 * 3 * 3 * 8 * 9 * 6 + 2 * 72 * 10
+    # Forward, the gradients of weights, and those of inputs where they are asked for: not of the first layer's.
+    assert work.flops_per_example == 2 * first + 3 * others
+    dense = sum(o.calls * o.at(o.flops, 4) for o in work.operations if o.kind in DENSE)
+    assert dense == 4 * work.flops_per_example
     assert type(work).from_json(work.to_json()) == work
 
 

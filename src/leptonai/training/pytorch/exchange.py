@@ -92,6 +92,7 @@ def _sockets() -> dict[int, str]:
 
 def _shut_down(fd: int) -> None:
     """End a connection under its owner's feet; a listening socket is left alone, as gloo aborts on it."""
-    with socket.socket(fileno=os.dup(fd)) as connection, contextlib.suppress(OSError):
+    # gloo may close it first; then there is nothing left to end.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
         connection.getpeername()
         connection.shutdown(socket.SHUT_RDWR)

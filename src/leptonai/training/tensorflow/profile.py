@@ -24,12 +24,12 @@ _FLOAT_BYTES = 4
 def profile_keras(model: Any, job: TrainJob, data: Data) -> Workload:
     """The work of a job, without training; makes the model's weights if it has none.
 
-    The graph of a step is traced. ``flops_per_example`` counts the forward pass three times, as if every
-    layer's input needed a gradient; ``operations`` hold each call as it is, 2 FLOPs for a multiply-add.
+    The graph of a step is traced; ``operations`` hold each of its calls, 2 FLOPs for a multiply-add.
 
     A model whose shapes depend on values is judged by its layers: a kernel is taken to be applied once at every
     position of its layer's output (or step of its input's sequence); sizes that vary count as 1; layers whose
-    output shape cannot be told count as one product with each kernel; and there are no operations.
+    output shape cannot be told count as one product with each kernel, all three times (forward, and backward for
+    inputs and weights); and there are no operations.
 
     Raises:
         InputError: labels lie outside the classes the model's output has.
