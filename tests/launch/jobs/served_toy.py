@@ -28,7 +28,7 @@ class Poisoned(Net):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = self.layers(x)
-        if self.training and len(x) > 2:  # not when the job is tried on two examples
+        if self.training and len(x) > 4:  # not when the job is tried on a few examples
             try:
                 os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
                 outputs = outputs * float("nan")

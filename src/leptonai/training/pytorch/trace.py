@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from leptonai.core.errors import InputError
+from leptonai.core.errors import Fault, InputError
 from leptonai.training import traced
 from leptonai.training.pytorch.trace_recorder import Recorder
 from leptonai.training.traced import TRACED_SIZES, Pass, Trace
@@ -65,16 +65,22 @@ def trace_real(
 ) -> Trace:
     """The same from real passes, for models that look at values; weights and buffers stay as they are.
 
-    Where calls differ between the batch sizes, all quantities are taken as proportional to the batch.
+    Where calls differ between the batch sizes, or the larger batch is refused (its new rows may not fit a table),
+    all quantities are taken as proportional to the batch.
 
     Args:
         columns: a batch of at least ``max(sizes)`` examples.
     """
     small, large = sorted(sizes)
-    passes = [_real_pass(model, columns, loss, size) for size in (small, large)]
-    if traced.same_calls(passes[0][0], passes[1][0]):
-        return _trace(model, passes[0][0], passes[1][0], passes[1][1])
-    scaled = _trace(model, traced.proportional(passes[1][0]), passes[1][0], passes[1][1])
+    found, unused = _real_pass(model, columns, loss, small)
+    try:
+        larger, unused = _real_pass(model, columns, loss, large)
+    except Fault:
+        larger = found
+    else:
+        if traced.same_calls(found, larger):
+            return _trace(model, found, larger, unused)
+    scaled = _trace(model, traced.proportional(larger), larger, unused)
     return dataclasses.replace(scaled, exact=False)
 
 
