@@ -74,10 +74,16 @@ def assert_whole_epochs(run: Runner, *, epochs: int = 4) -> None:
 
 
 class Killer:
-    """Kills processes of the run with SIGKILL as it goes on, from the launcher's own events."""
+    """Kills processes of the run with SIGKILL as it goes on, from the launcher's own events.
 
-    def __init__(self, times: Sequence[tuple[str, int]], *, every_steps: int = 2) -> None:
-        self.left, self.every = list(times), every_steps
+    ``patient``: only when whoever replaced the last one has joined.
+    """
+
+    def __init__(
+        self, times: Sequence[tuple[str, int]], *, every_steps: int = 2, patient: bool = False
+    ) -> None:
+        self.left, self.every, self.patient = list(times), every_steps, patient
+        self.awaited = False
         self.pids: dict[tuple[str, int], int] = {}
         self.all_pids: list[int] = []
         self.last_step = 0
@@ -87,10 +93,19 @@ class Killer:
             self._note(("worker", event.rank), event.pid)
         elif isinstance(event, ServerStarted):
             self._note(("server", event.server), event.pid)
-        elif isinstance(event, StepDone) and self.left and event.step >= self.last_step + self.every:
-            self.last_step = event.step
+        elif isinstance(event, WorkerJoined):
+            self.awaited = False
+            self.last_step = max(self.last_step, event.step) if self.patient else self.last_step
+        elif self._is_due(event):
+            assert isinstance(event, StepDone)
+            self.last_step, self.awaited = event.step, True
             with contextlib.suppress(ProcessLookupError):  # it is dead and not yet replaced
                 os.kill(self.pids[self.left.pop(0)], signal.SIGKILL)
+
+    def _is_due(self, event: Event) -> bool:
+        if not (isinstance(event, StepDone) and self.left) or (self.patient and self.awaited):
+            return False
+        return event.step >= self.last_step + self.every
 
     def _note(self, who: tuple[str, int], pid: int) -> None:
         self.pids[who] = pid
@@ -217,11 +232,11 @@ def test_too_few_workers_end_the_run(run: Runner) -> None:
 
 
 def test_a_spare_steps_in(run: Runner) -> None:
-    killer = Killer([("worker", 1), ("worker", 1)], every_steps=40)
-    run(f"served('asp', elastic=Elastic(spare=1), epochs=40, {FREQUENT})", listener=killer)
+    killer = Killer([("worker", 1), ("worker", 1)], every_steps=40, patient=True)
+    run(f"served('asp', elastic=Elastic(spare=1), epochs=60, {FREQUENT})", listener=killer)
     assert len(run.of(WorkerJoined)) == 2
     assert any((run.home / "run" / "logs").glob("spare-*.log"))
-    assert_whole_epochs(run, epochs=40)
+    assert_whole_epochs(run, epochs=60)
 
 
 def order_at(run: Runner, step: int, order: Order) -> Callable[[Event], None]:
