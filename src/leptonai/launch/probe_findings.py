@@ -200,7 +200,10 @@ def to_measured(
         if sample.kind == "copy" and (sample.threads, sample.num_busy) == (1, 1)
     ]
     if len(copies) > 1:  # there was time for more than one size
-        transfers.insert(0, _fit("memory copy", copies, num_workers=1))
+        try:
+            transfers.insert(0, _fit("memory copy", undisturbed(copies), num_workers=1))
+        except Fault:
+            found.skipped.append(Skipped(setting="1 worker", kind="memory copy", size=(), why="disturbed"))
     return Measured(
         at_seconds=round(at_seconds),
         cores=cores,
