@@ -197,8 +197,8 @@ def test_killed_workers_alter_nothing_but_rounding_under_bsp(run: Runner) -> Non
     calm = run(f"served({FREQUENT})", run="calm")
     killer = Killer([("worker", 1), ("worker", 0)])
     rough = run(f"served({FREQUENT})", run="rough", listener=killer)
-    assert [event.rank for event in run.of(WorkerLost)] == [1, 0]
-    assert [event.rank for event in run.of(WorkerJoined)] == [1, 0]
+    for kind in (WorkerLost, WorkerJoined):  # a replacement may take longer to start than the next one
+        assert sorted(event.rank for event in run.of(kind)) == [0, 1]
     assert_whole_epochs(run)
     ours, theirs = parameters(calm), parameters(rough)
     for name, tensor in ours.items():  # the step in which one died was cut anew over the others
