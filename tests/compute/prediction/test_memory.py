@@ -206,7 +206,7 @@ def test_uneven_stages_count_the_fullest() -> None:
 @pytest.mark.parametrize("batch", [0, -1])
 def test_bad_batch_is_refused(batch: int) -> None:
     with pytest.raises(InputError):
-        memory.transformer_memory_bytes(TINY, Layouts.of([Layout()]), global_batch=batch)
+        memory.transformer_memory(TINY, Layouts.of([Layout()]), global_batch=batch).total
 
 
 def test_bad_states_are_refused() -> None:
@@ -244,7 +244,7 @@ MODELS = st.builds(
 def _total(model: Transformer, layout: Layout, examples_each: int = 8) -> float:
     layouts = Layouts.of([layout])
     batch = layout.data * layout.micro_batch * examples_each
-    return float(memory.transformer_memory_bytes(model, layouts, global_batch=batch)[0])
+    return float(memory.transformer_memory(model, layouts, global_batch=batch).total[0])
 
 
 @given(model=MODELS, layout=layouts_of())
@@ -284,8 +284,8 @@ def test_monotony_in_what_is_asked(model: Transformer, layout: Layout) -> None:
 
 @given(rows=st.lists(layouts_of(), min_size=1, max_size=6))
 def test_columns_are_rows(rows: list[Layout]) -> None:
-    together = memory.transformer_memory_bytes(TINY, Layouts.of(rows), global_batch=64)
+    together = memory.transformer_memory(TINY, Layouts.of(rows), global_batch=64).total
     alone = [
-        float(memory.transformer_memory_bytes(TINY, Layouts.of([row]), global_batch=64)[0]) for row in rows
+        float(memory.transformer_memory(TINY, Layouts.of([row]), global_batch=64).total[0]) for row in rows
     ]
     assert together.tolist() == alone

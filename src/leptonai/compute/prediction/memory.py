@@ -204,23 +204,6 @@ def transformer_memory(
     )  # fmt: skip
 
 
-def transformer_memory_bytes(
-    model: Transformer,
-    layouts: Layouts,
-    *,
-    global_batch: int,
-    states: States = MIXED_ADAM,
-    element_bytes: int = 2,
-    context_bytes: float = CONTEXT_BYTES,
-    fragmentation_share: float = FRAGMENTATION_SHARE,
-) -> Floats:
-    """Total of :func:`transformer_memory`, row by row."""
-    return transformer_memory(
-        model, layouts, global_batch=global_batch, states=states, element_bytes=element_bytes,
-        context_bytes=context_bytes, fragmentation_share=fragmentation_share,
-    ).total  # fmt: skip
-
-
 def stage_parameters(model: Transformer, layouts: Layouts, *, last: bool = False) -> Floats:
     """Parameters of one device of the first stage (or the last), before fsdp divides them; of uneven stages the most.
 

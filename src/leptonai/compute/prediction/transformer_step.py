@@ -12,7 +12,7 @@ from leptonai.compute.prediction.exchange_times import Exchange
 from leptonai.compute.prediction.gpu_kernels import Rates
 from leptonai.compute.prediction.layouts import CONSISTENCY, Floats, Layouts
 from leptonai.compute.prediction.machine import Machine
-from leptonai.compute.prediction.memory import transformer_memory_bytes
+from leptonai.compute.prediction.memory import transformer_memory
 from leptonai.compute.prediction.outcome import Predictions
 from leptonai.compute.prediction.schedules import waiting_factor
 from leptonai.compute.prediction.stage_times import stage_times
@@ -105,7 +105,7 @@ class TransformerPredictor:
     def memory(self, layouts: Layouts) -> Floats:
         """Bytes of the fullest device of each layout at its peak."""
         if len(layouts) <= _CHUNK_ROWS:
-            return transformer_memory_bytes(self._model, layouts, global_batch=self._global_batch)
+            return transformer_memory(self._model, layouts, global_batch=self._global_batch).total
         return np.concatenate([self.memory(layouts.take(part)) for part in _parts(len(layouts))])
 
     def predict(self, layouts: Layouts) -> Predictions:
