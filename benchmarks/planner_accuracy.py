@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.contestants import own_python
 from benchmarks.figures import Benchmark, Column, Figure, Options, run_benchmark
 from benchmarks.harness import Contest, Contestant, Results
-from benchmarks.progress import Progress, Run, Unmeasured, median
+from benchmarks.progress import Progress, median, samples
 from leptonai.compute.prediction.vtrain import find_vtrain
 from leptonai.core.errors import InputError
 
@@ -72,18 +72,6 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def of_run(name: str, run: Run) -> Sequence[float]:
-    """What the run reported under ``name``.
-
-    Raises:
-        Unmeasured: it reported nothing.
-    """
-    found = run.progress.samples.get(name, ())
-    if not found:
-        raise Unmeasured(f"{run.contestant} reported no {name}")
-    return found
-
-
 def _figure(
     name: str,
     sample: str,
@@ -96,7 +84,7 @@ def _figure(
     source: tuple[str, str] = (ROWS, OURS),
 ) -> Figure:
     def value(results: Results) -> float:
-        return pick(of_run(sample, results.of(*source)[0]))
+        return pick(samples(results.of(*source)[0], sample))
 
     return Figure(
         name=name, contest=source[0], contestants=(source[1],), value=value, goal=goal, unit=unit, note=note,
@@ -141,7 +129,7 @@ FIGURES = (
 
 
 def _column(name: str, title: str, pick: Callable[[Sequence[float]], float], digits: int = 2) -> Column:
-    return Column(contest=ROWS, title=title, of_run=lambda run: pick(of_run(name, run)), digits=digits)
+    return Column(contest=ROWS, title=title, of_run=lambda run: pick(samples(run, name)), digits=digits)
 
 
 COLUMNS = tuple(

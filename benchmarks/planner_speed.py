@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.contestants import own_python
 from benchmarks.figures import Benchmark, Column, Figure, Options, run_benchmark
 from benchmarks.harness import Contest, Contestant, Results
-from benchmarks.progress import Progress, Run, Unmeasured, median
+from benchmarks.progress import Progress, Run, median, number
 
 SPACE = "13B on 64 GPUs"
 COSTING, SHUFFLED, SEARCH = "costing", "costing in random order", "search"
@@ -47,20 +47,9 @@ def _notes(folder: Path) -> list[str]:
     return [report["note"]] if "note" in report else []
 
 
-def of_run(name: str, run: Run) -> float:
-    """What a run reported under ``name``.
-
-    Raises:
-        Unmeasured: it did not.
-    """
-    if name not in run.progress.numbers:
-        raise Unmeasured(f"{run.contestant} reported no {name}")
-    return run.progress.numbers[name]
-
-
 def rate(run: Run) -> float:
     """Layouts costed in a second of one core."""
-    return of_run("costed", run) / of_run("seconds", run)
+    return number(run, "costed") / number(run, "seconds")
 
 
 def _median(contestant: str, value: Callable[[Run], float]) -> Callable[[Results], float]:
@@ -68,11 +57,11 @@ def _median(contestant: str, value: Callable[[Run], float]) -> Callable[[Results
 
 
 def _seconds(run: Run) -> float:
-    return of_run("seconds", run)
+    return number(run, "seconds")
 
 
 def _layouts(run: Run) -> float:
-    return of_run("layouts", run)
+    return number(run, "layouts")
 
 
 FIGURES = (
@@ -99,7 +88,7 @@ FIGURES = (
 COLUMNS = (
     Column(contest=SPACE, title="processor time, s", of_run=_seconds, digits=3),
     Column(contest=SPACE, title="layouts in the space", of_run=_layouts, digits=0),
-    Column(contest=SPACE, title="layouts costed", of_run=lambda run: of_run("costed", run), digits=0),
+    Column(contest=SPACE, title="layouts costed", of_run=lambda run: number(run, "costed"), digits=0),
     Column(contest=SPACE, title="layouts costed a second", of_run=rate, digits=0),
 )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.contestants import own_python
 from benchmarks.figures import Benchmark, Column, Figure, Options, run_benchmark
 from benchmarks.harness import Contest, Contestant, Results
-from benchmarks.progress import Progress, Run, Unmeasured, median
+from benchmarks.progress import Progress, median, samples
 
 GRID = "grid"
 NUM_PARTS = 4
@@ -53,21 +53,9 @@ def _notes(folder: Path) -> list[str]:
     ]
 
 
-def of_run(name: str, run: Run) -> Sequence[float]:
-    """What one part reported under ``name``.
-
-    Raises:
-        Unmeasured: it reported nothing.
-    """
-    found = run.progress.samples.get(name, ())
-    if not found:
-        raise Unmeasured(f"{run.contestant} reported no {name}")
-    return found
-
-
 def everything(name: str, results: Results) -> tuple[float, ...]:
     """What all parts reported under ``name``."""
-    return tuple(value for part in PARTS for run in results.of(GRID, part) for value in of_run(name, run))
+    return tuple(value for part in PARTS for run in results.of(GRID, part) for value in samples(run, name))
 
 
 def worst_below(results: Results) -> float:
@@ -111,7 +99,7 @@ FIGURES = (
 
 
 def _column(name: str, title: str, pick: Callable[[Sequence[float]], float]) -> Column:
-    return Column(contest=GRID, title=title, of_run=lambda run: pick(of_run(name, run)), digits=4)
+    return Column(contest=GRID, title=title, of_run=lambda run: pick(samples(run, name)), digits=4)
 
 
 COLUMNS = (

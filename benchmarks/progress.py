@@ -220,6 +220,18 @@ def number(run: Run, name: str) -> float:
     return run.progress.numbers[name]
 
 
+def samples(run: Run, name: str) -> Sequence[float]:
+    """The list of numbers the run reported under ``name``.
+
+    Raises:
+        Unmeasured: none.
+    """
+    found = run.progress.samples.get(name, ())
+    if not found:
+        raise Unmeasured(f"{run.contestant}: reported no {name}")
+    return found
+
+
 def peak_bytes(run: Run) -> float:
     """The largest memory of the process tree seen during the run.
 
