@@ -1,13 +1,15 @@
-"""Step times on this machine: predicted from a probe before anything runs, then measured.
+"""Step times on this machine: predicted before a run, as ``lepton plan`` does after a probe, then measured.
 
-``python -m benchmarks.planner_local [--json] [--rounds 3] [--quick]``
+``python -m benchmarks.planner_local [--json] [--rounds 5] [--quick]``
 
 Nine jobs: an MLP, a convolutional network and a small transformer, each on one worker, on two workers that sum
-their gradients (bsp), and on two workers with a parameter server (ssp). A prediction is made twice:
+their gradients (bsp), and on two workers with a parameter server (ssp). The machine is probed once. Then, in each
+round, every job is planned and right after that trained, so that what the machine's other tenants do in these
+minutes meets both. No prediction learns from a run. It is made twice:
 
-- ``curves``: from the probe's generic kernels and the traced operations alone;
-- ``operators``: each distinct operation of the job (a kernel at one shape) is timed alone for a few seconds as
-  well, as FlexFlow, vTrain and Proteus do. No step of the job runs for that.
+- ``operators``: what ``lepton plan`` says: each operation of the job is timed alone for a few seconds as well, in
+  as many workers as the job has, as FlexFlow, vTrain and Proteus do. No step of the job runs for that;
+- ``curves``: from the probe's generic kernels and the traced operations alone.
 """
 
 from __future__ import annotations
@@ -17,45 +19,38 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from benchmarks import machine
 from benchmarks.harness import ROOT
-from benchmarks.planner_local_jobs import MODELS, OPTIMIZER_STATES, ModelName
+from benchmarks.planner_local_jobs import MODELS, ModelName
 from leptonai.compute.cluster import Cluster, Device, Node
-from leptonai.compute.engines.local import KEEP_MEMORY, LocalEngine
+from leptonai.compute.engines.local import LocalEngine
+from leptonai.compute.forecast import Forecast
 from leptonai.compute.measured import Measured
-from leptonai.compute.prediction.local_predictor import LocalPrediction, predict_local
-from leptonai.compute.prediction.operations_step import OperatorTimes
-from leptonai.compute.prediction.rates import Rates
-from leptonai.compute.workload import Workload
+from leptonai.compute.prediction.correction import NO_CORRECTION
 from leptonai.core.events import Event, StepDone
-from leptonai.core.values import value_from_json
 from leptonai.launch.engine import start_engine
+from leptonai.launch.forecasting import predict
 from leptonai.launch.jobs import JobFile
 from leptonai.launch.probing import probe_machine
+from leptonai.launch.rates import open_rates
 from leptonai.launch.request import TrainRequest
-from leptonai.launch.run import train
+from leptonai.launch.run import make_plan, train
 
 GOAL_PERCENT = 15.0
 PROBE_SECONDS = 45.0
-LOOK_SECONDS = 4.0
 RUN_SECONDS = 2.0
 """Of steps in one run, about, by the prediction."""
 WARMUP_SECONDS = 0.6
 """At the beginning of each run, not counted: first calls set things up."""
-ROUNDS = 3
-LOOK_LIMIT_SECONDS = 120.0
-CONTROL_ELEMENTS, CONTROL_SECONDS = 50_000, 0.3
+ROUNDS = 5
 Way = Literal["curves", "operators"]
 WAYS: tuple[Way, ...] = ("operators", "curves")
 
@@ -85,39 +80,43 @@ CASES = tuple(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What is known of a job before it runs."""
+class Round:
+    """One case, predicted and right after that measured.
 
-    workload: Workload
-    timed: OperatorTimes
+    Args:
+        predicted: by way.
+        segments: seconds of a step, one value for each report of the run.
+        phases: seconds of a step by part, as the workers measured them.
+    """
+
+    predicted: Mapping[Way, Forecast]
+    segments: tuple[float, ...]
+    phases: Mapping[str, float]
+
+    @property
+    def measured(self) -> float:
+        """The median over the segments."""
+        return statistics.median(self.segments)
+
+    def ratio(self, way: Way) -> float:
+        """Predicted by measured seconds of a step."""
+        return self.predicted[way].step_seconds / self.measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One case, predicted and measured.
-
-    Args:
-        predicted: by way.
-        segments: seconds of a step, one value for each report of its runs.
-        phases: seconds of a step by part, as the workers measured them.
-        drift: how much longer a fixed piece of arithmetic took just before its runs than when it was predicted;
-            far from 1, other programs took part and the case says little. The figures are not adjusted by it.
-    """
+    """All rounds of one case."""
 
     case: Case
-    predicted: Mapping[Way, LocalPrediction]
-    segments: tuple[float, ...]
-    phases: Mapping[str, float]
-    drift: float = 1.0
+    rounds: tuple[Round, ...]
 
-    @property
-    def measured(self) -> float:
-        """The median over all segments."""
-        return statistics.median(self.segments)
+    def ratios(self, way: Way) -> list[float]:
+        """Of each round, the smallest first."""
+        return sorted(each.ratio(way) for each in self.rounds)
 
     def error_percent(self, way: Way) -> float:
-        """Distance of the prediction from what was measured, >= 0."""
-        return abs(self.predicted[way].step_seconds / self.measured - 1.0) * 100.0
+        """Distance of the median ratio from one, >= 0."""
+        return abs(statistics.median(self.ratios(way)) - 1.0) * 100.0
 
 
 def local_figures(*, rounds: int = ROUNDS, quick: bool = False) -> dict[str, dict[str, Any]]:
@@ -142,128 +141,63 @@ def _figure(value: float, goal: float | None) -> dict[str, Any]:
 
 
 def measure(*, rounds: int = ROUNDS, quick: bool = False) -> list[Outcome]:
-    """Probe, look, predict; only then train, every case in turn, ``rounds`` times."""
+    """Probe; then plan and train every case in turn, ``rounds`` times."""
     cases = CASES[:1] if quick else CASES
     _say("probing this machine")
     measured = probe_machine(seconds=4.0 if quick else PROBE_SECONDS, quick=quick).measured
-    looks: dict[tuple[ModelName, int], Look] = {}
-    calm: dict[tuple[ModelName, int], float] = {}
-    for case in cases:
-        key = (case.model, case.num_workers)
-        if key not in looks:
-            _say(f"looking at {case.model} for {case.num_workers} workers")
-            calm[key] = control_seconds()
-            looks[key] = look_at(*key, seconds=0.5 if quick else LOOK_SECONDS)
-    predicted = {case: predictions(case, looks[case.model, case.num_workers], measured) for case in cases}
-    segments: dict[Case, list[float]] = {case: [] for case in cases}
-    phases: dict[Case, dict[str, float]] = {case: {} for case in cases}
-    controls: dict[Case, list[float]] = {case: [] for case in cases}
+    found: dict[Case, list[Round]] = {case: [] for case in cases}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="planner-local-")))
         engine = stack.enter_context(start_engine())
+        with open_rates(folder / "home") as store:
+            store.keep_measured(measured)
         for turn in range(1 if quick else rounds):
             for case in cases:
-                _say(f"training {case.name}, round {turn + 1}")
-                controls[case].append(control_seconds())
-                events = run(case, engine, folder, turn, predicted[case]["operators"].step_seconds)
-                segments[case] += step_times(events)
-                phases[case] = phase_times(events)
-    return [
-        Outcome(
-            case=case,
-            predicted=predicted[case],
-            segments=tuple(segments[case]),
-            phases=phases[case],
-            drift=statistics.median(controls[case]) / calm[case.model, case.num_workers],
-        )
-        for case in cases
-    ]
+                _say(f"round {turn + 1}: {case.name}")
+                predicted = plan(case, engine, folder, measured)
+                events = run(case, engine, folder, turn, predicted["operators"].step_seconds)
+                found[case].append(
+                    Round(predicted=predicted, segments=tuple(step_times(events)), phases=phase_times(events))
+                )
+    return [Outcome(case=case, rounds=tuple(each)) for case, each in found.items()]
 
 
-def look_at(model: ModelName, num_workers: int, *, seconds: float) -> Look:
-    """What children that compute as workers do, one a worker and all at once, find out about a job."""
-    cores = sorted(os.sched_getaffinity(0))
-    environment = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.planner_local_jobs",
-        model,
-        str(num_workers),
-        "--time",
-        str(seconds),
-    ]
-    children = [
-        subprocess.Popen(
-            ["taskset", "-c", str(cores[rank % len(cores)]), *words],
-            env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        )
-        for rank in range(num_workers)
-    ]  # fmt: skip
-    try:
-        found = [json.loads(child.communicate(timeout=LOOK_LIMIT_SECONDS)[0]) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-    timed = [value_from_json(OperatorTimes, each["timed"]) for each in found]
-    return Look(
-        workload=Workload.from_json(found[0]["workload"]),
-        timed=replace(
-            timed[0],
-            forward_seconds=statistics.mean(each.forward_seconds for each in timed),
-            backward_seconds=statistics.mean(each.backward_seconds for each in timed),
-        ),
-    )
-
-
-def predictions(case: Case, look: Look, measured: Measured) -> dict[Way, LocalPrediction]:
-    """Both predictions of a case."""
-    rates = Rates(measured)
-    return {
-        way: predict_local(
-            look.workload, measured, num_workers=case.num_workers, threads=1,
-            consistency="ssp" if case.served else None, optimizer_states=OPTIMIZER_STATES[case.model],
-            timed=look.timed if way == "operators" else None, rates=rates,
-        )
-        for way in WAYS
-    }  # fmt: skip
-
-
-def run(case: Case, engine: LocalEngine, folder: Path, turn: int, step_seconds: float) -> list[StepDone]:
-    """Train a case for real; what it reported of its steps."""
+def request(case: Case, folder: Path, *, home: str, run_dir: str, **overrides: int) -> TrainRequest:
+    """A run of a case; one in a home where nothing was probed is neither predicted nor learnt from."""
     path = folder / f"{case.name}.py"
     path.write_text(
         f"from benchmarks.planner_local_jobs import build\njob = build({case.model!r}, served={case.served!r})\n"
     )
     node = Node(name="here", devices=(Device(kind="cpu", cores=len(os.sched_getaffinity(0))),))
+    return TrainRequest(
+        job=JobFile(path=path),
+        cluster=Cluster(name="here", nodes=(node,), num_workers=case.num_workers, threads_per_worker=1),
+        cluster_text="nodes: []\n", home=folder / home, run_dir=folder / run_dir,
+        overrides=tuple(f"{name}={value}" for name, value in overrides.items()), autotune=False,
+    )  # fmt: skip
+
+
+def plan(case: Case, engine: LocalEngine, folder: Path, measured: Measured) -> dict[Way, Forecast]:
+    """Both predictions of a case."""
+    made = make_plan(request(case, folder, home="home", run_dir="planned"), engine=engine)
+    curves = predict(made, measured, NO_CORRECTION)
+    assert made.forecast is not None, "the machine was probed"
+    assert curves is not None
+    return {"operators": made.forecast, "curves": curves}
+
+
+def run(case: Case, engine: LocalEngine, folder: Path, turn: int, step_seconds: float) -> list[StepDone]:
+    """Train a case for real; what it reported of its steps."""
     steps = max(20, round((RUN_SECONDS + WARMUP_SECONDS) / step_seconds))
+    asked = request(case, folder, home="trained", run_dir=f"{case.name}-{turn}", steps=steps, seed=turn)
     events: list[StepDone] = []
 
     def hear(event: Event) -> None:
         if isinstance(event, StepDone):
             events.append(event)
 
-    train(
-        TrainRequest(
-            job=JobFile(path=path),
-            cluster=Cluster(name="here", nodes=(node,), num_workers=case.num_workers, threads_per_worker=1),
-            cluster_text="nodes: []\n", home=folder / "home", run_dir=folder / f"{case.name}-{turn}",
-            overrides=(f"steps={steps}", f"seed={turn}"), autotune=False,
-        ),
-        on_event=hear, engine=engine,
-    )  # fmt: skip
+    train(asked, on_event=hear, engine=engine)
     return events
-
-
-def control_seconds() -> float:
-    """Seconds of a fixed piece of arithmetic on one core, the mean over a third of a second: stolen time counts."""
-    values = np.linspace(0.0, 1.0, CONTROL_ELEMENTS)
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < CONTROL_SECONDS:
-        np.sin(values)
-        count += 1
-    return (time.perf_counter() - began) / count
 
 
 def step_times(events: Sequence[StepDone]) -> list[float]:
@@ -294,46 +228,51 @@ def phase_times(events: Sequence[StepDone]) -> dict[str, float]:
 def page(outcomes: Sequence[Outcome], words: str) -> str:
     """The results page."""
     found = machine.versions(("torch", "numpy"))
-    rows = [_row(each) for each in outcomes]
+    command = " ".join(["python -m benchmarks.planner_local", words]).strip()
     parts = [
         "# planner_local", "",
-        f"- command: `python -m benchmarks.planner_local {words}`".replace(" `", "`"),
+        f"- command: `{command}`",
         f"- date: {time.strftime('%Y-%m-%d')}",
         f"- hardware: {machine.hardware()}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in found.items())}", "",
-        "Milliseconds of a step. Every prediction is made before the first step of any job runs. `operators`: each "
-        "distinct operation of the job is timed alone for a few seconds, beside as many others as there are workers; "
-        "this is the figure with the goal of 15 %. `curves`: from the probe's generic kernels alone. Measured: the "
-        "median over reports of 0.2 s after a warm-up, from runs of all jobs in turn. Drift: how much longer a fixed "
-        "piece of arithmetic took before the runs than when "
-        "the job was looked at; far from 1, other programs took part. Nothing is adjusted by it.", "",
-        "| job | measured | smallest to largest | segments | operators | error | curves | error | drift |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |", *rows, "",
+        "Milliseconds of a step. In every round each job is planned, then trained for about two seconds. `operators`: "
+        "what `lepton plan` says after a probe: each operation of the job is timed alone for a few seconds, in as "
+        "many workers as the job has; its error is the figure with the goal of 15 %. `curves`: from the probe's "
+        "generic kernels alone. Measured: reports of 0.2 s after a warm-up; the median of a round's, then of all "
+        "rounds. Ratio: predicted by measured of one round; the error is the distance of their median from one.", "",
+        "| job | measured | reports | operators | ratios | error | curves | ratios | error |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_row(each) for each in outcomes), "",
         *(f"- {name}: {judged['value']} %, goal {judged['goal']}" for name, judged in figures_of(outcomes).items()
           if "worst" in name), "",
-        "Where the time goes, milliseconds of a step: predicted (operators), then as the worker measured it.", "",
+        "Where the time goes, milliseconds of a step: predicted (operators), then as the workers measured it; means "
+        "over rounds.", "",
         "| job | predicted | measured |", "| --- | --- | --- |",
-        *(f"| {each.case.name} | {_phases(each.predicted['operators'].phases)} | {_phases(each.phases)} |"
-          for each in outcomes),
+        *(f"| {each.case.name} | {_phases([turn.predicted['operators'].groups() for turn in each.rounds])} "
+          f"| {_phases([turn.phases for turn in each.rounds])} |" for each in outcomes),
     ]  # fmt: skip
     return "\n".join(parts) + "\n"
 
 
 def _row(each: Outcome) -> str:
-    low, high = min(each.segments), max(each.segments)
-    cells = [
-        each.case.name,
-        f"{each.measured * 1e3:.2f}",
-        f"{low * 1e3:.2f} to {high * 1e3:.2f}",
-        str(len(each.segments)),
-    ]
+    segments = [seconds for turn in each.rounds for seconds in turn.segments]
+    cells = [each.case.name, _milliseconds([turn.measured for turn in each.rounds])]
+    cells.append(f"{min(segments) * 1e3:.1f} to {max(segments) * 1e3:.1f}")
     for way in WAYS:
-        cells += [f"{each.predicted[way].step_seconds * 1e3:.2f}", f"{each.error_percent(way):.1f} %"]
-    return f"| {' | '.join([*cells, f'{each.drift:.2f}'])} |"
+        ratios = each.ratios(way)
+        cells.append(_milliseconds([turn.predicted[way].step_seconds for turn in each.rounds]))
+        cells += [f"{ratios[0]:.2f} to {ratios[-1]:.2f}", f"{each.error_percent(way):.1f} %"]
+    return f"| {' | '.join(cells)} |"
 
 
-def _phases(phases: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in phases.items())
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds) * 1e3:.2f}"
+
+
+def _phases(rounds: Sequence[Mapping[str, float]]) -> str:
+    names = sorted({name for each in rounds for name in each})
+    means = {name: statistics.mean(each.get(name, 0.0) for each in rounds) for name in names}
+    return ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in means.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

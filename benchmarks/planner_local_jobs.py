@@ -1,14 +1,7 @@
-"""The models that ``planner_local`` predicts and trains, with made-up data; also the child that looks at one.
-
-``python -m benchmarks.planner_local_jobs MODEL NUM_WORKERS [--time SECONDS]`` prints the job's workload, traced
-without training, as JSON, and with ``--time`` what its operations take one by one.
-"""
+"""The jobs that ``planner_local`` predicts and trains, with made-up data."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,7 +17,6 @@ NUM_EXAMPLES = 4096
 CLASSES = 10
 REPORT_SECONDS = 0.2
 BATCHES = {"mlp": 256, "cnn": 64, "transformer": 64}
-OPTIMIZER_STATES = {"mlp": 1, "cnn": 1, "transformer": 2}
 
 
 def build(name: ModelName, *, served: str = "") -> TrainJob:
@@ -79,42 +71,3 @@ def transformer() -> Any:
     from benchmarks.private_training_models import Transformer
 
     return Transformer()
-
-
-def look(name: ModelName, *, num_workers: int, seconds: float) -> dict[str, Any]:
-    """The job's workload and, for ``seconds`` > 0, its operations' times on one worker's share of a batch."""
-    import torch
-
-    from leptonai.core.values import value_to_json
-    from leptonai.training.pytorch.losses import loss_function
-    from leptonai.training.pytorch.operation_timing import time_operations
-    from leptonai.training.pytorch.profile import profile, sample
-
-    job = build(name)
-    examples, model = job.load_data(), job.model()
-    found: dict[str, Any] = {"workload": profile(job, examples, model).workload.to_json()}
-    if seconds > 0:
-        torch.set_num_threads(1)
-        loss = loss_function(job.loss or "cross_entropy")
-        columns = tuple(torch.from_numpy(each) for each in sample(examples, BATCHES[name] // num_workers))
-        timed = time_operations(
-            model, columns, lambda net, batch: loss(net(*batch[:-1]), batch[-1]), max_seconds=seconds,
-            num_busy=num_workers,
-        )  # fmt: skip
-        found["timed"] = value_to_json(timed)
-    return found
-
-
-def main() -> int:
-    """Look at one job and print what was found."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.planner_local_jobs")
-    parser.add_argument("model", choices=MODELS)
-    parser.add_argument("num_workers", type=int)
-    parser.add_argument("--time", type=float, default=0.0)
-    words = parser.parse_args()
-    sys.stdout.write(json.dumps(look(words.model, num_workers=words.num_workers, seconds=words.time)) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

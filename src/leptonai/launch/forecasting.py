@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,16 +15,22 @@ from leptonai.compute.prediction.correction import NO_CORRECTION, Correction, le
 from leptonai.compute.prediction.local_predictor import LocalPrediction, Served, predict_local
 from leptonai.compute.prediction.operations_step import OperatorTimes
 from leptonai.core.errors import InputError
-from leptonai.core.values import value_from_json
 from leptonai.launch.rates import RateStore, job_key, open_rates, rates_of
 from leptonai.launch.tally import Tally
 
+TimeJob = Callable[[Plan], OperatorTimes | None]
 FEWEST_STEPS = 20
 """Timed steps of a run that teach anything: fewer are mostly warming up."""
 
 
-def with_forecast(plan: Plan, scouted: Mapping[str, Any], cluster: Cluster, home: Path) -> Plan:
-    """The plan with a forecast, where this machine's rates are known and the kind of run can be predicted."""
+def with_forecast(
+    plan: Plan, scouted: Mapping[str, Any], cluster: Cluster, home: Path, *, time_job: TimeJob | None = None
+) -> Plan:
+    """The plan with a forecast, where this machine's rates are known and the kind of run can be predicted.
+
+    Args:
+        time_job: times the operations of the plan's PyTorch job; None: what was timed before is used.
+    """
     if any(place.device_kind != "cpu" for place in plan.placements) or not _is_here(cluster):
         return plan
     if scouted.get("private") is not None or not plan.workload.operations:
@@ -32,11 +38,13 @@ def with_forecast(plan: Plan, scouted: Mapping[str, Any], cluster: Cluster, home
     with open_rates(home) as store:
         measured = rates_of(cluster, store, scouted["framework"])
         correction = correction_of(store, scouted["framework"])
-        if scouted.get("timed") is not None:
-            store.keep_timed(job_key(plan), value_from_json(OperatorTimes, scouted["timed"]))
-        timed = store.timed(job_key(plan))
-    if measured is None:
-        return plan
+        if measured is None:
+            return plan
+        timed = time_job(plan) if time_job is not None and scouted["framework"] == "pytorch" else None
+        if timed is not None:
+            store.keep_timed(job_key(plan), timed)
+        else:
+            timed = store.timed(job_key(plan))
     made = predict(plan, measured, correction, timed)
     return plan if made is None else replace(plan, forecast=made)
 
@@ -120,11 +128,3 @@ def learn_from(plan: Plan, tally: Tally, *, framework: str, store: RateStore) ->
 
 def _is_here(cluster: Cluster) -> bool:
     return all(node.is_local for node in cluster.nodes)
-
-
-def is_probed(cluster: Cluster, home: Path, framework: str) -> bool:
-    """Whether this machine's rates are known, so that timing a job's operations is of use."""
-    if not _is_here(cluster):
-        return False
-    with open_rates(home) as store:
-        return rates_of(cluster, store, framework) is not None

@@ -12,7 +12,6 @@ from leptonai.core.errors import InputError
 from leptonai.launch.engine import FrameworkName
 
 if TYPE_CHECKING:
-    from leptonai.compute.prediction.operations_step import OperatorTimes
     from leptonai.training.data.dataset import Data
     from leptonai.training.job import TrainJob
     from leptonai.training.learner import Exchange, Learner
@@ -55,12 +54,6 @@ class Framework(Protocol):
 
     def configure(self, threads: int) -> None: ...
 
-    def time_operations(
-        self, job: TrainJob, data: Data, model: Any, tuning: Tuning, *, batch: int
-    ) -> OperatorTimes | None:
-        """Each distinct operation of a pass, timed alone; None: this framework or tuning runs them otherwise."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class PyTorchFramework:
@@ -78,15 +71,15 @@ class PyTorchFramework:
         if method is not None:
             from leptonai.training.pytorch.summed import SummedLearner
 
-            return SummedLearner(job, exchange, _torch_options(tuning, place), method, announce)
+            return SummedLearner(job, exchange, torch_options(tuning, place), method, announce)
         from leptonai.training.pytorch.learner import TorchLearner
 
-        return TorchLearner(job, exchange, _torch_options(tuning, place), announce)
+        return TorchLearner(job, exchange, torch_options(tuning, place), announce)
 
     def flat_learner(self, job: TrainJob, tuning: Tuning, place: Place) -> FlatLearner:
         from leptonai.training.pytorch.flat import TorchFlatLearner
 
-        return TorchFlatLearner(job, _torch_options(tuning, place))
+        return TorchFlatLearner(job, torch_options(tuning, place))
 
     def profile(self, job: TrainJob, data: Data, model: Any) -> tuple[Workload, tuple[str, ...]]:
         from leptonai.training.pytorch.profile import profile
@@ -102,24 +95,6 @@ class PyTorchFramework:
         import torch
 
         torch.set_num_threads(threads)
-
-    def time_operations(
-        self, job: TrainJob, data: Data, model: Any, tuning: Tuning, *, batch: int
-    ) -> OperatorTimes | None:
-        if tuning.compile:
-            return None
-        import torch
-
-        from leptonai.training.pytorch.operation_timing import time_operations
-        from leptonai.training.pytorch.passes import Passes
-        from leptonai.training.pytorch.profile import sample
-
-        options = _torch_options(tuning, Place(device="cpu", some_unused=False))
-        if tuning.memory_format == "channels_last":
-            model.to(memory_format=torch.channels_last)
-        model.train()
-        passes, examples = Passes(job, options, model), sample(data, batch)
-        return time_operations(model, passes.to_device(examples), lambda net, columns: passes.loss(examples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +136,9 @@ class TensorFlowFramework:
 
         configure(threads)
 
-    def time_operations(
-        self, job: TrainJob, data: Data, model: Any, tuning: Tuning, *, batch: int
-    ) -> OperatorTimes | None:
-        return None  # a compiled graph fuses what would be timed apart
 
-
-def _torch_options(tuning: Tuning, place: Place) -> TorchOptions:
+def torch_options(tuning: Tuning, place: Place) -> TorchOptions:
+    """A plan's tuning as the PyTorch adapter takes it."""
     from leptonai.training.pytorch.passes import TorchOptions
 
     return TorchOptions(

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,9 @@ from leptonai.core.journal import Journal
 from leptonai.core.workspace import Workspace
 from leptonai.launch.assignments import shared_memory, worker_specs
 from leptonai.launch.engine import start_engine
-from leptonai.launch.forecasting import compare, is_probed, learn_from, with_forecast
+from leptonai.launch.forecasting import compare, learn_from, with_forecast
 from leptonai.launch.gang import Gang
+from leptonai.launch.job_timing import time_in_workers
 from leptonai.launch.jobs import JobFile, differences
 from leptonai.launch.private_run import PrivateRun, begin_private
 from leptonai.launch.rates import RateStore
@@ -64,14 +66,10 @@ def make_plan(
     with tempfile.TemporaryDirectory(prefix="lepton-") as folder, contextlib.ExitStack() as stack:
         engine = engine or stack.enter_context(start_engine())
         stack.callback(engine.stop_workers)
-        timing = is_probed(
-            request.cluster, request.home, "pytorch"
-        )  # of compiled graphs nothing is timed apart
-        scouted = scout_job(
-            engine, request, Path(folder), resume_dir=None, clock=clock, time_operations=timing
-        )
+        scouted = scout_job(engine, request, Path(folder), resume_dir=None, clock=clock)
         made = plan_from(request.cluster, scouted, for_run=False, kept=None)
-        return with_forecast(made, scouted, request.cluster, request.home)
+        time_job = partial(time_in_workers, engine, request, scratch=Path(folder), clock=clock)
+        return with_forecast(made, scouted, request.cluster, request.home, time_job=time_job)
 
 
 def train(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leptonai.core.errors import Fault
-from leptonai.core.values import value_to_json
 from leptonai.launch.engine import FrameworkName
 from leptonai.launch.frameworks import FRAMEWORKS, Place, framework_of
 from leptonai.launch.jobs import identity
@@ -23,8 +22,7 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
     """Build the job once, look at it, and time a few steps if asked; JSON-ready.
 
     Args:
-        assignment: ``threads``, ``num_workers``, ``autotune``, ``device``, ``resume_dir`` (or None) and
-            ``time_operations``.
+        assignment: ``threads``, ``num_workers``, ``autotune``, ``device`` and ``resume_dir`` (or None).
     """
     import torch
 
@@ -60,15 +58,10 @@ def scout(job: TrainJob, assignment: Mapping[str, Any]) -> dict[str, Any]:
     if job.parameter_server is not None:
         place = Place(device=device, some_unused=bool(unused))
         served = {**scout_served(job, framework, tuning, place), "tables": tables}
-    timed = None
-    if assignment.get("time_operations") and private is None:
-        batch = -(-job.global_batch_size // assignment["num_workers"])
-        timed = framework.time_operations(job, data, model, tuning, batch=batch)
     num_examples = len(data.train) if private is None else private["num_examples"]
     return {
         "served": served,
         "private": private,
-        "timed": None if timed is None else value_to_json(timed),
         "task": job.name,
         "framework": name,
         "identity": found,

@@ -36,9 +36,8 @@ def scout_job(
     *,
     resume_dir: Path | None,
     clock: Clock,
-    time_operations: bool = False,
 ) -> Mapping[str, Any]:
-    """Have a worker look at the job, and time its operations one by one if asked, which takes seconds."""
+    """Have a worker look at the job."""
     cores = len(os.sched_getaffinity(0))
     threads = threads_per_worker(request.cluster, cores)
     kept = resume_dir is not None and (resume_dir / "plan.json").exists()
@@ -57,7 +56,6 @@ def scout_job(
                     "autotune": request.autotune and not kept,
                     "device": "cuda" if _num_gpus(request.cluster) else "cpu",
                     "resume_dir": str(resume_dir) if resume_dir else None,
-                    "time_operations": time_operations,
                 },
                 payload=payload(request.job),
                 fds=[null, *fds],

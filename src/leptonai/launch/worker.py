@@ -91,6 +91,10 @@ def main(channel: socket.socket, fds: list[int]) -> int:
             from leptonai.launch.scout import scout
 
             line.send({"scouted": scout(job, assignment)})
+        elif assignment["role"] == "timing":
+            from leptonai.launch.job_timing import time_in_worker
+
+            line.send({"timed": time_in_worker(job, assignment, line)})
         elif assignment["role"] == "replay":
             from leptonai.launch.replaying import replay_in_process
 

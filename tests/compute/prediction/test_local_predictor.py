@@ -15,6 +15,7 @@ from leptonai.compute.prediction.local_predictor import candidates, predict_loca
 from leptonai.compute.prediction.operations_step import (
     OperatorTimes,
     combined_error,
+    of_all_workers,
     operation_seconds,
     worker_step,
 )
@@ -107,7 +108,7 @@ def test_a_worker_alone_by_hand() -> None:
     product = 2 * 128 * 512 * 512 / RATE
     assert step.forward == pytest.approx(product, rel=0.05)
     assert step.backward == pytest.approx(product, rel=0.05)
-    assert step.update == pytest.approx(5 * 4 * 512 * 512 / BYTES, rel=0.05)
+    assert step.update == pytest.approx(5 * 4 * 512 * 512 / BYTES + 40 * 7e-6, rel=0.05)
     assert step.input == pytest.approx(2 * 2048 * 128 / BYTES + 12 * 7e-6, rel=0.05)
     assert step.host == pytest.approx((3 - 1 + 4 - 1 + 100 * 7) * 1e-6, rel=0.01)
 
@@ -132,8 +133,8 @@ def test_without_a_cost_of_exchange_workers_only_share_the_work() -> None:
     free = replace(free, transfers=tuple(replace(each, latency_seconds=0.0) for each in free.transfers))
     one = worker_step(job(), Rates(free), batch=64, num_busy=2)
     two = predict_local(job(), free, num_workers=2, variation=0.0)
-    # The gradients' mean and the wrapper's own calls are left.
-    own = 2 * 4 * 512 * 512 / BYTES + 41 * 7e-6
+    # The gradients' mean, which comes from memory that two share, and the wrapper's own calls are left.
+    own = 2 * 4 * 512 * 512 / (BYTES / 2) + 41 * 7e-6
     expected = one.compute + one.input + one.update + own
     assert two.step_seconds == pytest.approx(expected, rel=0.01)
 
@@ -217,7 +218,8 @@ def test_servers_read_every_gradient_and_write_parameters_and_states() -> None:
     rates, work = Rates(machine()), job()
     plain = served(work, rates, num_workers=2, num_servers=1, grouped=True, optimizer_states=0)
     states = served(work, rates, num_workers=2, num_servers=1, grouped=True, optimizer_states=2)
-    assert states.seconds - plain.seconds == pytest.approx(4 * work.parameter_bytes / BYTES, rel=0.05)
+    more = 4 * work.parameter_bytes / (BYTES / 2)  # the workers compute meanwhile: memory is shared
+    assert states.seconds - plain.seconds == pytest.approx(more, rel=0.05)
     assert served(
         work, rates, num_workers=2, num_servers=2, grouped=True, optimizer_states=2
     ).seconds < states.seconds  # fmt: skip
@@ -232,6 +234,23 @@ def test_timed_operations_take_the_place_of_curves() -> None:
     half = predict_local(job(), machine(), num_workers=2, timed=timed)
     # This machine's neighbours cost nothing, so half the batch takes half the time.
     assert half.phases["forward"] == pytest.approx(0.25, rel=0.05)
+
+
+def test_workers_that_timed_at_once_tell_how_far_a_pass_varies() -> None:
+    one = OperatorTimes(
+        batch=64, threads=1, forward_seconds=0.1, backward_seconds=0.3, forward_calls=1, backward_calls=1,
+        num_busy=2, variation=0.3,
+    )  # fmt: skip
+    other = replace(one, backward_seconds=0.5)
+    both = of_all_workers([one, other])
+    assert (both.forward_seconds, both.backward_seconds) == pytest.approx((0.1, 0.4))
+    # Each varies by 0.3 about its own mean; the means are 0.4 and 0.6, 0.2 of their own mean apart from it.
+    assert both.variation == pytest.approx((0.3**2 + 0.2**2) ** 0.5)
+    found = predict_local(job(), machine(), num_workers=2, timed=both, variation=0.0)
+    calm = predict_local(job(), machine(), num_workers=2, timed=replace(both, variation=0.0), variation=0.3)
+    waited = found.phases["gradient exchange"] - calm.phases["gradient exchange"]
+    compute = sum(found.phases[each] for each in ("forward", "backward", "host"))
+    assert waited == pytest.approx(both.variation * slowest_of(2) * compute, rel=0.01)
 
 
 def test_what_runs_taught_scales_its_group_alone() -> None:

@@ -206,7 +206,7 @@ def test_uneven_stages_count_the_fullest() -> None:
 @pytest.mark.parametrize("batch", [0, -1])
 def test_bad_batch_is_refused(batch: int) -> None:
     with pytest.raises(InputError):
-        memory.transformer_memory(TINY, Layouts.of([Layout()]), global_batch=batch).total
+        memory.transformer_memory(TINY, Layouts.of([Layout()]), global_batch=batch)
 
 
 def test_bad_states_are_refused() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from torch import nn
 
-from leptonai.training.pytorch.operation_timing import time_operations
+from leptonai.training.pytorch.operation_timing import of_passes, time_operations
 from leptonai.training.pytorch.trace import trace
 
 
@@ -50,6 +53,23 @@ def test_larger_operations_take_longer() -> None:
         for size in (8, 512)
     )
     assert many.forward_seconds > 4 * few.forward_seconds
+
+
+def test_the_median_pass_and_what_passes_vary_by() -> None:
+    seconds = [1.0, 1.0, 2.0, 3.0, 3.0]
+    found = of_passes([(each, 2 * each) for each in seconds])
+    assert (found.forward, found.backward) == (2.0, 4.0)
+    assert found.variation == pytest.approx(6.0 / 1.349 / 6.0)
+    assert found.error == pytest.approx(found.variation / math.sqrt(5))
+
+
+def test_workers_begin_together_and_only_then_is_it_counted() -> None:
+    said: list[str] = []
+    examples = torch.randn(4, 2), torch.randn(4, 2)
+    time_operations(
+        nn.Linear(2, 2), examples, mean_square, max_seconds=0.01, begin=lambda: said.append("ready")
+    )
+    assert said == ["ready"]
 
 
 def test_an_expanded_tensor_is_copied_as_it_is() -> None:

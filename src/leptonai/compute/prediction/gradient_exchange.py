@@ -20,11 +20,12 @@ TENSOR_CALLS = 1.0
 """A hook and a look-up for each gradient, in smallest calls forward and backward."""
 WRAPPER_CALLS = 40.0
 """DistributedDataParallel's own work around a step, and copies of buffers, in the same unit."""
-PUSH_CALLS = 25.0
+PUSH_CALLS = 130.0
 """A worker's Python for a pull, a push and a report, in the same unit."""
-ROUND_TRIP_CALLS = 50.0
-"""The launcher's Python for one report and the deal that answers it, in the same unit. This and the two around it are
-from CPU time of the launcher, the server and workers of served runs of a tiny model, by the number of deals."""
+ROUND_TRIP_CALLS = 240.0
+"""The launcher's Python for one report and the deal that answers it, in the same unit. This and the two around it were
+timed in runs of a small convolutional network with steps of 30 ms: between two reports its passes push this code out
+of the caches. A model of ten numbers, whose steps leave it there, takes a quarter of it."""
 GROUP_CALLS = 45.0
 """The launcher's Python for ordering a group's update and hearing that it is done, in the same unit."""
 PULL_CHUNK_CALLS = 0.5
@@ -37,6 +38,8 @@ SINGLE_MESSAGES = 2
 """Of a push of ssp: the report to the launcher and the next deal."""
 WAKE_MESSAGES = 2
 """The bell that wakes a server, and the one that wakes its worker."""
+COPY_TOUCHES = 3
+"""Of a copy to memory that is in no cache: what is written is first read (write-allocate; McCalpin 1995, STREAM)."""
 JOURNAL_TOUCHES = 2
 """Passes over the parameters that the journal of an update adds."""
 
@@ -91,7 +94,7 @@ def all_reduce(
     curve, error = _collective(rates, "all-reduce", num_workers)
     buckets = [curve.seconds(size).seconds for size in bucket_bytes(workload.parameter_bytes)]
     # The mean over workers is one more pass over the gradients, and each is copied into its bucket.
-    passes = rates.passing("elementwise", 2.0 * workload.parameter_bytes, num_busy=num_workers).seconds
+    passes = rates.passing_once("elementwise", 2.0 * workload.parameter_bytes, num_busy=num_workers).seconds
     own = (TENSOR_CALLS * max(1, workload.num_tensors) + WRAPPER_CALLS) * both_calls(rates) + passes
     spare = rates.measured.cores - num_workers * threads
     early = sum(buckets[:-1])
@@ -119,15 +122,16 @@ def served(
     size = float(workload.parameter_bytes)
     calls = both_calls(rates)
     # Each gradient goes to its place, and one pass looks whether all is finite.
-    gradient = rates.passing("copy", 2 * size, num_busy=num_workers).seconds
-    gradient += rates.passing("reduction", size, num_busy=num_workers).seconds
+    gradient = rates.passing_once("copy", COPY_TOUCHES * size, num_busy=num_workers).seconds
+    gradient += rates.passing_once("reduction", size, num_busy=num_workers).seconds
     worker = gradient + (PUSH_CALLS + TENSOR_CALLS * max(1, workload.num_tensors)) * calls
     if not grouped:
-        worker += rates.passing("copy", 2 * size, num_busy=num_workers).seconds
+        worker += rates.passing_once("copy", COPY_TOUCHES * size, num_busy=num_workers).seconds
         worker += PULL_CHUNK_CALLS * calls * math.ceil(size / PULL_CHUNK_BYTES)
     gradients = num_workers if grouped else 1
     touches = 2 + 2 * optimizer_states + JOURNAL_TOUCHES + gradients + (2 if gradients > 1 else 0)
-    apply = rates.passing("elementwise", touches * size / num_servers, num_busy=min(num_servers, num_workers))
+    # The other workers compute meanwhile, so memory is shared with them.
+    apply = rates.passing_once("elementwise", touches * size / num_servers, num_busy=num_workers)
     messages = (GROUP_MESSAGES if grouped else SINGLE_MESSAGES) + WAKE_MESSAGES
     message, error = _message(rates)
     # The launcher hears all workers of a group before it orders their update.

@@ -79,7 +79,7 @@ def predict_local(
         num_servers: server processes, where there are some.
         optimizer_states: numbers the optimiser keeps for each parameter: 0 plain SGD, 1 momentum, 2 Adam.
         precision: of the arithmetic.
-        variation: relative standard deviation of one worker's step.
+        variation: relative standard deviation of one worker's step, where ``timed`` does not tell it.
         timed: the job's operations, timed in isolation; None: the curves of the probe are used.
         correction: learnt from earlier runs here.
         rates: of ``measured``, where many predictions are made of one machine.
@@ -91,6 +91,8 @@ def predict_local(
         found = f"{num_workers} workers, {threads} threads, {num_servers} servers"
         raise InputError(f"predict_local: expected counts >= 1, found {found}")
     rates = rates or Rates(measured, precision=precision)
+    if timed is not None and timed.num_busy > 1:
+        variation = timed.variation
     batch = math.ceil(workload.global_batch_size / num_workers)
     own = worker_step(
         workload, rates, batch=batch, threads=threads, num_busy=num_workers,

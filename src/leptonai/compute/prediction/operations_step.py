@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from leptonai.compute.prediction.curves import Timed
 from leptonai.compute.prediction.kernel_sizes import FLOAT_BYTES
@@ -20,6 +21,8 @@ LAYER_CALLS = 3.0
 """A layer's own Python around its operations, in the same unit: from ten layers more in the same model."""
 INPUT_CALLS = 12.0
 """Choosing and cutting a batch's examples, in the same unit."""
+UPDATE_CALLS = 40.0
+"""The optimiser's own Python, in the same unit: from a small convolutional network, less its tensors' update."""
 SHARED_ERROR = 0.5
 """How far errors of different operations go together: a machine that is slow for one is often slow for all.
 0: they cancel out as independent ones do; 1: they add up."""
@@ -27,7 +30,7 @@ SHARED_ERROR = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorTimes:
-    """A job's own operations, each distinct one timed in isolation on one worker of this machine.
+    """A job's own operations, each timed alone, on as many workers of this machine as a plan has.
 
     Args:
         batch: examples of the pass, >= 1.
@@ -37,7 +40,8 @@ class OperatorTimes:
         forward_calls: kernels in a forward pass.
         backward_calls: in a backward pass.
         num_busy: workers that timed at once.
-        error: median relative spread of the timings.
+        error: relative standard error of the times.
+        variation: relative standard deviation of one worker's pass about the mean of all workers' passes.
     """
 
     batch: int
@@ -48,6 +52,29 @@ class OperatorTimes:
     backward_calls: int
     num_busy: int = 1
     error: float = 0.0
+    variation: float = 0.0
+
+
+def of_all_workers(timed: Sequence[OperatorTimes]) -> OperatorTimes:
+    """What workers of one batch size found that timed at once: the mean, with what they differ by.
+
+    >>> one = OperatorTimes(batch=8, threads=1, forward_seconds=1.0, backward_seconds=2.0, forward_calls=3,
+    ...     backward_calls=4, num_busy=2)
+    >>> both = of_all_workers([one, replace(one, forward_seconds=2.0)])
+    >>> both.forward_seconds, round(both.variation, 3)
+    (1.5, 0.143)
+    """
+    totals = [each.forward_seconds + each.backward_seconds for each in timed]
+    mean = statistics.mean(totals)
+    apart = statistics.pstdev(totals) / mean if mean > 0 else 0.0
+    own = math.sqrt(statistics.mean(each.variation**2 for each in timed))
+    return replace(
+        timed[0],
+        forward_seconds=statistics.mean(each.forward_seconds for each in timed),
+        backward_seconds=statistics.mean(each.backward_seconds for each in timed),
+        error=statistics.mean(each.error for each in timed),
+        variation=math.hypot(own, apart),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,10 +196,8 @@ def operation_seconds(
 def input_seconds(workload: Workload, rates: Rates, *, batch: int, num_busy: int = 1) -> Timed:
     """Fetching a batch's examples from memory; the data set is larger than the caches, so at memory's bandwidth."""
     moved = 2.0 * workload.input_bytes_per_example * batch  # read where they lie, written side by side
-    fetched = rates.passing("gather", moved, num_busy=num_busy)
-    slowest = moved / rates.bandwidth(num_busy=num_busy) if rates.measured.memory_bytes_per_second else 0.0
-    fixed = INPUT_CALLS * both_calls(rates)
-    return Timed(seconds=max(fetched.seconds, slowest) + fixed, error=max(fetched.error, 0.3))
+    fetched = rates.passing_once("gather", moved, num_busy=num_busy)
+    return Timed(seconds=fetched.seconds + INPUT_CALLS * both_calls(rates), error=max(fetched.error, 0.3))
 
 
 def combined_error(parts: list[tuple[float, float]]) -> float:
@@ -220,12 +245,13 @@ def _contention(
 def _update(workload: Workload, rates: Rates, optimizer_states: float, setting: dict[str, int]) -> Timed:
     if optimizer_states < 0 or not workload.num_parameters:
         return Timed(seconds=0.0)
-    return rates.update(
+    timed = rates.update(
         workload.num_parameters,
         num_tensors=workload.num_tensors,
         num_states=round(optimizer_states),
         **setting,
     )
+    return Timed(seconds=timed.seconds + UPDATE_CALLS * both_calls(rates), error=timed.error)
 
 
 def _host(workload: Workload, rates: Rates, calls: tuple[int, int]) -> float:
