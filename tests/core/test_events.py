@@ -19,6 +19,9 @@ def events_of(kind: type[Event]) -> st.SearchStrategy[Event]:
         "float | None": st.none() | FINITE,
         "int": st.integers(),
         "str": st.text(),
+        "bool": st.booleans(),
+        "tuple[float, ...]": st.lists(FINITE).map(tuple),
+        "tuple[str, ...]": st.lists(st.text()).map(tuple),
         "Mapping[str, float]": st.dictionaries(st.text(), FINITE),
         "Mapping[str, int]": st.dictionaries(st.text(), st.integers()),
     }

@@ -25,6 +25,9 @@ def events() -> st.SearchStrategy[Event]:
         "int": st.integers(),
         # Surrogates too: a traceback may hold undecodable bytes. And the words that stand for numbers.
         "str": st.text() | st.sampled_from(["NaN", "Infinity", "-Infinity", "\udc80"]),
+        "bool": st.booleans(),
+        "tuple[float, ...]": st.lists(NUMBERS).map(tuple),
+        "tuple[str, ...]": st.lists(st.text()).map(tuple),
         "Mapping[str, int]": st.dictionaries(st.text(), st.integers()),
         "Mapping[str, float]": st.dictionaries(st.text(), NUMBERS),
     }
@@ -59,6 +62,14 @@ def test_metrics_that_are_no_numbers_read_back(tmp_path: Path) -> None:
     (found,) = read_journal(tmp_path / "events.jsonl")
     assert isinstance(found, Evaluated)
     assert math.isnan(found.metrics["loss"])
+
+
+def test_lists_of_what_are_no_numbers_read_back() -> None:
+    event = StepDone(
+        at_seconds=0.0, step=1, epoch=0, loss=None, examples=1, seconds=1.0, learning_rate=0.1,
+        rank_compute_seconds=(math.nan, -math.inf, 1.0), gradient_norm=math.inf,
+    )  # fmt: skip
+    assert repr(event_from_line(event_to_line(event))) == repr(event)
 
 
 def test_an_event_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:

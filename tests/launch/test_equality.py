@@ -196,3 +196,8 @@ def test_workers_tell_where_their_time_goes(run: Runner, job: str) -> None:
         assert (
             0 < sum(event.phases.values()) <= event.seconds * 1.5
         )  # served workers tell of deals that overlap
+        assert len(event.rank_compute_seconds) == len(event.rank_exchange_seconds) == 2
+        assert max(event.rank_compute_seconds) > 0
+        assert max(event.rank_compute_seconds) < event.seconds * 1.5
+        assert (event.gradient_norm is None) == (job != "toy()")
+        assert event.gradient_norm is None or 0 < event.gradient_norm < 100

@@ -52,6 +52,8 @@ class StepDone(Event):
     examples since the previous StepDone, over all workers; ``seconds`` is the wall time they took.
     ``bytes_sent`` is what one worker handed to the exchange in that time. ``phases``: where one worker's time
     went, name to seconds (``input``, ``compute``, ``exchange``, ``update``); empty where nobody looked.
+    ``rank_compute_seconds`` and ``rank_exchange_seconds``: those two phases of one step of each worker, in order of
+    rank, the mean since the previous StepDone. ``gradient_norm``: of the last step, before clipping; None: not known.
     """
 
     kind = "step_done"
@@ -63,6 +65,9 @@ class StepDone(Event):
     learning_rate: float
     bytes_sent: int = 0
     phases: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rank_compute_seconds: tuple[float, ...] = ()
+    rank_exchange_seconds: tuple[float, ...] = ()
+    gradient_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +259,26 @@ class OrderTaken(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmRaised(Event):
+    """Something about the run looks wrong, or (``over``) no longer does.
+
+    ``alarm`` names what, such as ``straggler``; ``subject`` whom it is about, such as ``rank 3``; ``severity`` is
+    info, warning, critical or fatal; it began at ``since_seconds``. ``message`` is one sentence for a person,
+    ``evidence`` the sentences it rests on, ``action`` the class of what would help.
+    """
+
+    kind = "alarm_raised"
+    alarm: str
+    subject: str
+    severity: str
+    since_seconds: float
+    message: str
+    evidence: tuple[str, ...] = ()
+    action: str = "none"
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(Event):
     """Something a person should know, in one sentence."""
 
@@ -278,7 +303,8 @@ EVENT_TYPES: Mapping[str, type[Event]] = MappingProxyType(
         for kind in (
             RunStarted, WorkerStarted, StepDone, Evaluated, EpochDone, CheckpointSaved, CheckpointFailed,
             CheckpointDamaged, Resumed, WorkerFailed, WorkerLost, WorkerJoined, Resized, ServerStarted,
-            ServerRestarted, Staleness, ConsistencyChanged, FaultInjected, PrivacySpent, OrderTaken, Notice, RunEnded,
+            ServerRestarted, Staleness, ConsistencyChanged, FaultInjected, PrivacySpent, OrderTaken, AlarmRaised,
+            Notice, RunEnded,
         )
     }
 )  # fmt: skip
@@ -307,7 +333,12 @@ def event_from_json(values: Mapping[str, Any]) -> Event:
     if kind is None:
         raise InputError(f"unknown event kind {values.get('kind')!r}")
     names = {field.name for field in dataclasses.fields(kind)}
+    kept: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for name, value in values.items()
+        if name in names
+    }
     try:
-        return kind(**{name: value for name, value in values.items() if name in names})
+        return kind(**kept)
     except TypeError as error:
         raise InputError(f"event {kind.kind!r} is incomplete: {error}") from error

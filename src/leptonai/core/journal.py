@@ -149,6 +149,8 @@ def _number_fields(kind: str) -> frozenset[str]:
 def _with_words(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _with_words(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return [_with_words(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -157,6 +159,8 @@ def _with_words(value: Any) -> Any:
 def _without_words(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_words(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_words(item) for item in value]
     return _WORDS.get(value, value) if isinstance(value, str) else value
 
 

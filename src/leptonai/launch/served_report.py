@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class ServedReport:
         self._sent: dict[int, int] = {}
         self._received: dict[int, int] = {}
         self._sent_before = 0
-        self._phases: dict[str, float] = {}
+        self._phases: dict[int, list[Mapping[str, float]]] = {}
         self._evaluated_step = -1
         self.metrics: dict[str, float] = {}
         self.mean_loss = 0.0
@@ -70,8 +71,8 @@ class ServedReport:
         self._received[rank] = report.get("bytes_received", self._received.get(rank, 0))
         if report.get("lr"):
             self._lr = report["lr"]
-        for name, seconds in report.get("phases", {}).items():
-            self._phases[name] = self._phases.get(name, 0.0) + seconds
+        if "phases" in report:
+            self._phases.setdefault(rank, []).append(report["phases"])
         if self._record is not None and report["kind"] in ("offered", "applied"):
             kept = {name: value for name, value in report.items() if name != "phases"}
             self._record({"worker": rank, "deal": deal, **kept})
@@ -98,7 +99,8 @@ class ServedReport:
                 at_seconds=at, step=step, epoch=(step - 1) // self._steps_per_epoch, loss=self.mean_loss,
                 examples=examples, seconds=now - self._since, learning_rate=self._lr,
                 bytes_sent=sent - self._sent_before,
-                phases={name: value / max(len(coordinator.workers), 1) for name, value in self._phases.items()},
+                phases=self._phases_of_a_worker(len(coordinator.workers)),
+                rank_compute_seconds=self._of_ranks("compute"), rank_exchange_seconds=self._of_ranks("exchange"),
             )
         )  # fmt: skip
         histogram = coordinator.drain_staleness()
@@ -112,6 +114,21 @@ class ServedReport:
         )  # fmt: skip
         self._phases.clear()
         self._since, self._reported_step, self._sent_before = now, step, sent
+
+    def _phases_of_a_worker(self, num_workers: int) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, seconds in (
+            item for steps in self._phases.values() for step in steps for item in step.items()
+        ):
+            found[name] = found.get(name, 0.0) + seconds / max(num_workers, 1)
+        return found
+
+    def _of_ranks(self, phase: str) -> tuple[float, ...]:
+        """Seconds of a step by rank, 0 for one that reported none."""
+        return tuple(
+            statistics.fmean(step.get(phase, 0.0) for step in self._phases.get(rank) or [{}])
+            for rank in range(max(self._phases, default=-1) + 1)
+        )
 
     def epoch(self, epoch: int, step: int, coordinator: Coordinator) -> None:
         """An epoch's last piece is done."""

@@ -58,6 +58,14 @@ class Learner(Protocol):
         ...
 
     @property
+    def gradient_norm(self) -> float | None:
+        """L2 norm of the gradient of the last step, before clipping, over all parameters; None: it is not known here.
+
+        A pass over the gradient, so it is asked for once a report.
+        """
+        ...
+
+    @property
     def train_metric_sums(self) -> dict[str, float]:
         """Sums of metrics over this worker's training examples since the loop last set them to 0; may be empty."""
         ...

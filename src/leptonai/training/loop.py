@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leptonai.core.clock import Clock
 from leptonai.core.errors import Fault
@@ -227,10 +228,11 @@ class Loop:
         now = self._clock.monotonic_seconds()
         seconds = now - own.since_seconds
         asked, ahead = self._asked(now, seconds)
-        agreed = np.array([own.loss, own.counted, *asked, ahead], np.float64)
+        own.add_phases(self._learner.stopwatch.take())
+        agreed = np.array([own.loss, own.counted, *asked, ahead, *self._times_of_ranks()], np.float64)
         self._exchange.sum(agreed)
         self._ordered = [False, False, False]
-        self._tell(self._step_done(float(agreed[0]), float(agreed[1]), seconds))
+        self._tell(self._step_done(float(agreed[0]), float(agreed[1]), seconds, agreed[6:].reshape(2, -1)))
         own.end_report(now)
         shared.examples, shared.steps, shared.reported_step = 0, 0, shared.done
         shared.next_report = shared.done + int(agreed[5])
@@ -253,7 +255,13 @@ class Loop:
         ahead = int(np.clip(self._job.speed.log_every_seconds / max(per_step, 1e-6), 1, 1000))
         return [float(halt), float(save), float(regroup)], ahead
 
-    def _step_done(self, loss: float, counted: float, seconds: float) -> StepDone:
+    def _times_of_ranks(self) -> NDArray[np.float64]:
+        """This worker's seconds of computing and exchanging a step, in its place among zeros for the others'."""
+        times, phases = np.zeros((2, self._exchange.num_workers)), self._own.phases
+        times[:, self._exchange.rank] = phases.get("compute", 0.0), phases.get("exchange", 0.0)
+        return times.ravel() / max(self.shared.steps, 1)
+
+    def _step_done(self, loss: float, counted: float, seconds: float, times: NDArray[np.float64]) -> StepDone:
         shared = self.shared
         factor = self._job.schedule(shared.done - 1, self._total) * shared.lr_scale
         return StepDone(
@@ -265,7 +273,10 @@ class Loop:
             seconds=seconds,
             learning_rate=self._learner.base_learning_rate * factor,
             bytes_sent=shared.steps * self._learner.exchanged_bytes,
-            phases=self._learner.stopwatch.take(),
+            phases=dict(self._own.phases),
+            rank_compute_seconds=tuple(times[0].tolist()),
+            rank_exchange_seconds=tuple(times[1].tolist()),
+            gradient_norm=self._learner.gradient_norm if self._method is None else None,
         )
 
     def _tell(self, event: Event) -> None:

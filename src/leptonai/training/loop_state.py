@@ -49,8 +49,8 @@ class Shared:
 class Own:
     """Sums over this worker's examples since the last report, and since the epoch began.
 
-    ``counted`` are the examples in ``loss``. The sums of a lost worker are lost with it; means are over the
-    examples that were counted.
+    ``counted`` are the examples in ``loss``, ``phases`` where the time went. The sums of a lost worker are lost with
+    it; means are over the examples that were counted.
     """
 
     loss: float = 0.0
@@ -59,6 +59,12 @@ class Own:
     epoch_counted: int = 0
     since_seconds: float = 0.0
     epoch_since_seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def add_phases(self, phases: Mapping[str, float]) -> None:
+        """Take in seconds by phase."""
+        for name, seconds in phases.items():
+            self.phases[name] = self.phases.get(name, 0.0) + seconds
 
     def add(self, loss: float, num_examples: int) -> None:
         """Take in a step's sum of the loss over this worker's examples."""
@@ -69,7 +75,7 @@ class Own:
 
     def end_report(self, now_seconds: float) -> None:
         """Begin the sums of the next report."""
-        self.loss, self.counted, self.since_seconds = 0.0, 0, now_seconds
+        self.loss, self.counted, self.since_seconds, self.phases = 0.0, 0, now_seconds, {}
 
     def end_epoch(self, now_seconds: float) -> None:
         """Begin the sums of the next epoch."""

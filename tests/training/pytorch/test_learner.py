@@ -78,6 +78,18 @@ def test_accumulated_unequal_micro_batches_give_the_gradient_of_the_whole_batch(
     assert 0 < loss / 12 < 2
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_the_gradients_norm_is_that_before_clipping(clip: float | None) -> None:
+    ours = learner(clip_norm=clip)
+    assert ours.gradient_norm is None
+    ours.step([(X, Y)], num_examples=12, lr_factor=1.0, seed=0)
+    torch.manual_seed(3)
+    model = net()
+    nn.functional.cross_entropy(model(torch.from_numpy(X)), torch.from_numpy(Y)).backward()
+    squares = sum(float((each.grad.double() ** 2).sum()) for each in model.parameters())
+    assert ours.gradient_norm == pytest.approx(math.sqrt(squares), rel=1e-5)
+
+
 def test_clipping_and_learning_rate_factor_are_applied() -> None:
     ours = learner(clip_norm=0.05)
     for _ in range(3):

@@ -64,6 +64,7 @@ class TorchLearner:
         self._unfinished: _Before | None = None
         self.stopwatch = Stopwatch()
         self._computed = 0.0
+        self._clipped_norm: torch.Tensor | None = None
         for parameter in self._parameters:
             parameter.register_post_accumulate_grad_hook(self._note_gradient)
         self.join()
@@ -107,6 +108,13 @@ class TorchLearner:
             return 0
         return sum(parameter.numel() * parameter.element_size() for parameter in self._parameters)
 
+    @property
+    def gradient_norm(self) -> float | None:
+        if self._clipped_norm is not None:
+            return float(self._clipped_norm)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(gradients, foreach=True)) if gradients else None
+
     def step(
         self, micro_batches: Sequence[Batch], *, num_examples: int, lr_factor: float, seed: int
     ) -> float:
@@ -132,7 +140,7 @@ class TorchLearner:
         if not alone:
             self.stopwatch.lap("exchange")
         if self._job.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._job.clip_norm, foreach=True)
+            self._clipped_norm = nn.utils.clip_grad_norm_(self._parameters, self._job.clip_norm, foreach=True)
         self._optimizer.step()
         self._unfinished = None
         self.stopwatch.lap("update")

@@ -81,6 +81,10 @@ class SummedLearner:
             return 0
         return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
 
+    @property
+    def gradient_norm(self) -> None:
+        """Secret, as all that examples alter."""
+
     def step(
         self, micro_batches: Sequence[Batch], *, num_examples: int, lr_factor: float, seed: int
     ) -> float:

@@ -92,6 +92,7 @@ class KerasLearner:
         self.train_metric_sums: dict[str, float] = dict.fromkeys(self._metric_names if known else [], 0.0)
         self._unfinished: tuple[list[NDArray[Any]], dict[str, float]] | None = None
         self.stopwatch = Stopwatch()
+        self._gradient_kept = False
         self.join()
 
     def join(self) -> None:
@@ -117,6 +118,12 @@ class KerasLearner:
     def exchanged_bytes(self) -> int:
         return 0 if self._exchange.num_workers == 1 else self._shared_PM.nbytes
 
+    @property
+    def gradient_norm(self) -> float | None:
+        if self._sum is not None or not self._gradient_kept:
+            return None
+        return float(np.linalg.norm(self._shared_PM[: self._num_P]))
+
     def step(
         self, micro_batches: Sequence[Batch], *, num_examples: int, lr_factor: float, seed: int
     ) -> float:
@@ -138,6 +145,7 @@ class KerasLearner:
             grads_P = weighted_P if grads_P is None else grads_P + weighted_P
         self.stopwatch.lap("compute")
         self._sum_over_workers(grads_P, share)
+        self._gradient_kept = True
         self.stopwatch.lap("exchange")
         self._apply(self._shared_PM, rate)
         self._unfinished = None
