@@ -1,0 +1,1 @@
+"""See everything, notice early: metrics, anomalies, watched training, predicted failures, incidents."""

@@ -1,0 +1,1 @@
+"""Alarms of one cause as one incident: timeline, evidence, notifications, silences."""
