@@ -18,6 +18,7 @@ from leptonai.cli import (
     data,
     doctor,
     export,
+    faults,
     ops,
     plan,
     privacy_check,
@@ -71,6 +72,7 @@ def build_app() -> typer.Typer:
     app.add_typer(cluster.app, name="cluster")
     app.add_typer(hardware_app(), name="hardware")
     app.add_typer(ops.app, name="ops")
+    app.add_typer(faults.app, name="faults")
     app.add_typer(data.app, name="data")
     privacy = privacy_app(_dataset_of)
     privacy.command("audit", epilog=privacy_check.EXAMPLES)(privacy_check.audit_run)
