@@ -27,7 +27,7 @@ $(VENV)/.tensorflow: $(VENV)/.base
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.tensorflow
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tensorflow,postgresql,parquet,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tensorflow,postgresql,parquet,operations,dev]"
 	@touch $@
 
 demo: $(VENV)/.base  ## Get MNIST, train it on two workers, draw the curve
