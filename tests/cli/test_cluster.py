@@ -123,6 +123,8 @@ def test_design_compares_topologies_and_marks_the_best(lepton: Lepton) -> None:
             2,
             "'much' is no amount of dollars",
         ),
+        (("--devices", "8192", "--model", "gpt-3-1.3b"), 2, "up to 4,096 devices can be compared"),
+        (("--devices", "32", "--model", "gpt-3-1.3b", "--per-node", "0"), 2, "--per-node"),
         (("--devices", "33", "--model", "gpt-3-1.3b"), 2, "a multiple of the 8 devices of a node, found 33"),
         (("--devices", "32", "--model", "gpt-33"), 2, "did you mean"),
         (("--devices", "32", "--model", "gpt-22b", "--accelerator", "h100-smx"), 2, "did you mean"),

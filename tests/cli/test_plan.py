@@ -81,6 +81,8 @@ def test_a_job_is_searched_on_accelerators_this_machine_lacks(lepton: Lepton, st
         ([], "nothing to plan"),
         (["tiny.py", "--model", "gpt-22b", "--batch", "8"], "both given"),
         (["tiny.py", "--check", "last"], "--check takes a run"),
+        (["tiny.py", "--batch", "8"], "a job has its own batch"),
+        (["--model", "gpt-22b", "--batch", "8", "--set", "epochs=2"], "--set is for the settings of a job"),
     ],
 )
 def test_wrong_words_get_one_sentence_and_a_hint(
@@ -91,6 +93,8 @@ def test_wrong_words_get_one_sentence_and_a_hint(
     assert found.code == 2
     assert said in found.err
     assert "hint:" in found.err
+    if "nothing fits" in said or "no price" in said:
+        assert f"error: {cluster}: " in found.err
 
 
 def test_without_a_cluster_there_is_nothing_to_plan_on(lepton: Lepton) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from leptonai.compute.measured import Measured, RateSample, TransferFit
@@ -139,8 +141,15 @@ def test_workers_of_this_machine_are_compared(probed: Runner) -> None:
     assert [each.forecast.step_seconds for each in choices] == sorted(
         each.forecast.step_seconds for each in choices
     )
-    with pytest.raises(InputError, match="no price or power"):
+    with pytest.raises(InputError, match="node here has no price"):
         worker_choices(plan, cluster(2), framework="pytorch", home=probed.home / "home", goal="price")
+    with pytest.raises(InputError, match="power of this machine is not known"):
+        worker_choices(plan, cluster(2), framework="pytorch", home=probed.home / "home", goal="energy")
+    priced = replace(cluster(2), nodes=(replace(cluster(2).nodes[0], price_per_hour=1.8),))
+    costs = worker_choices(plan, priced, framework="pytorch", home=probed.home / "home", goal="price")
+    for each in costs:
+        assert each.step_price == pytest.approx(each.forecast.step_seconds * 1.8 / 3600)
+    assert costs[0].step_price == min(each.step_price or 0.0 for each in costs)
     with pytest.raises(InputError, match="not known"):
         worker_choices(plan, cluster(2), framework="pytorch", home=probed.home / "elsewhere", goal="time")
 

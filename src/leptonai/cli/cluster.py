@@ -10,7 +10,7 @@ import typer
 from leptonai.cli.cluster_design import DESIGN_EXAMPLES, design
 from leptonai.cli.cluster_probe import EXAMPLES as PROBE_EXAMPLES
 from leptonai.cli.cluster_probe import probe
-from leptonai.cli.options import JsonOption, read_cluster_file
+from leptonai.cli.options import JsonOption, naming, read_cluster_file
 from leptonai.cli.output import out, print_json, say, shown_path
 from leptonai.core.errors import InputError
 
@@ -60,7 +60,8 @@ def show(
     from leptonai.compute.topology.paths import all_paths
 
     found, _ = read_cluster_file(cluster)
-    network = from_cluster(found)
+    with naming(cluster):
+        network = from_cluster(found)
     if between is not None:
         _show_between(network, between, as_json=as_json)
         return

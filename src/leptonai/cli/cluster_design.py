@@ -31,6 +31,8 @@ DESIGN_EXAMPLES = """
 [dim]--model takes a known name, or layers,hidden,heads,sequence,vocabulary,feed_forward.[/dim]
 """
 EXAMPLES_PER_DEVICE = 2
+MOST_DEVICES = 4096
+"""Ways between all pairs of devices are worked out; twice as many take six times as long, and so many a minute."""
 RINGS = (
     "Step times assume rings that pass through nodes in order, and all devices for this job alone: an "
     "oversubscribed tree looks better here than for scattered jobs or all-to-all traffic."
@@ -41,7 +43,9 @@ _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 
 
 def design(
-    devices: Annotated[int, typer.Option("--devices", help="How many, over all nodes.", show_default=False)],
+    devices: Annotated[
+        int, typer.Option("--devices", min=1, help="How many, over all nodes.", show_default=False)
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -60,11 +64,13 @@ def design(
         ),
     ] = None,
     accelerator: Annotated[str, typer.Option("--accelerator", help="A name of the catalogue.")] = "h100-sxm",
-    per_node: Annotated[int, typer.Option("--per-node", help="Devices of one node.")] = 8,
+    per_node: Annotated[int, typer.Option("--per-node", min=1, help="Devices of one node.")] = 8,
     nic: Annotated[str, typer.Option("--nic", metavar="RATE", help="Of one network card.")] = NIC_RATE,
     nics: Annotated[
         int | None,
-        typer.Option("--nics", help="Cards of a node. Left out: one for each device.", show_default=False),
+        typer.Option(
+            "--nics", min=1, help="Cards of a node. Left out: one for each device.", show_default=False
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -104,7 +110,8 @@ def design(
             )
         reason = next(each.reason for each in found if limit is None or each.price <= limit)
         raise InputError(
-            f"the job runs on no topology: {reason}", hint="ask for more --devices, or for another batch"
+            f"the job runs on no topology: {reason}",
+            hint="ask for more --devices, or larger ones by --accelerator",
         )
     answer = _answer(found, site, wanted, from_file=job is not None)
     if as_json:
@@ -206,7 +213,12 @@ def _site(
     from leptonai.compute.topology.prices import server_price
     from leptonai.core.units import parse_bytes_per_second
 
-    if devices < 1 or per_node < 1 or devices % per_node:
+    if devices > MOST_DEVICES:
+        raise InputError(
+            f"--devices: networks of up to {MOST_DEVICES:,} devices can be compared, found {devices:,}",
+            hint="design a part that repeats, such as a pod",
+        )
+    if devices % per_node:
         raise InputError(
             f"--devices: expected a multiple of the {per_node} devices of a node, found {devices}",
             hint="give a multiple, or another --per-node",
@@ -258,7 +270,8 @@ def _answer(found: list[Design], site: Site, wanted: Wanted, *, from_file: bool)
         "batch": wanted.batch,
         "why": f"{why}.",
         "assumes": RINGS,
-        "prices": assumptions(),
+        "server_price": site.server_price,
+        "prices": assumptions(site.server_price),
         "designs": [
             {
                 "topology": each.name, "kind": each.fabric.kind, "best": each is best, "reason": each.reason,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from leptonai.compute.transformer import Transformer
     from leptonai.compute.workload import Workload
 
-MOST_MICRO_BATCH = 8
-MOST_INTERLEAVE = 4
 Progress = Callable[[int, int], None]
 
 
@@ -92,14 +90,10 @@ def _traced(job: Path, settings: list[str] | None, home: Path) -> Plan:
 
 
 def _transformer_seconds(model: Transformer, machine: Machine, batch: int, progress: Progress) -> float:
-    """The step time of the best layout, out of the usual ones."""
-    from leptonai.compute.prediction.layouts import PLACEMENTS
+    """The step time of the best layout on all devices, out of those that ``lepton plan`` searches."""
     from leptonai.compute.search.transformers import plan_transformer, transformer_space
 
-    space = replace(
-        transformer_space(model, machine, batch, max_micro_batch=MOST_MICRO_BATCH),
-        max_tensor=machine.devices_per_node, max_interleave=MOST_INTERLEAVE, zero=(0, 1), placement=PLACEMENTS[:1],
-    )  # fmt: skip
+    space = transformer_space(model, machine, batch)
     found = plan_transformer(model, machine, batch, space=space, top=1, on_progress=progress)
     return found.best.step_seconds
 

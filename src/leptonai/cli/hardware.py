@@ -156,7 +156,7 @@ def choose_hardware(
         ),
     ],
     batch: Annotated[
-        int, typer.Option("--batch", help="Sequences of one optimiser step.", show_default=False)
+        int, typer.Option("--batch", min=1, help="Sequences of one optimiser step.", show_default=False)
     ],
     tokens: Annotated[
         str | None,
@@ -175,7 +175,7 @@ def choose_hardware(
     ] = None,
     goal: Annotated[Literal["price", "time"], typer.Option("--goal", help="What to make small.")] = "price",
     spot: Annotated[bool, typer.Option("--spot", help="At spot prices.")] = False,
-    max_nodes: Annotated[int, typer.Option("--max-nodes", help="Most nodes together.")] = 64,
+    max_nodes: Annotated[int, typer.Option("--max-nodes", min=1, help="Most nodes together.")] = 64,
     cloud: Annotated[
         list[str] | None,
         typer.Option(

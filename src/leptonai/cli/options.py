@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from leptonai.core.errors import InputError
 
 if TYPE_CHECKING:
     from leptonai.compute.cluster import Cluster
@@ -40,6 +44,15 @@ HomeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What is found wrong with a file's content after it was read is told with its name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def home_directory(home: Path) -> Path:

@@ -13,6 +13,7 @@ from leptonai.cli.options import (
     JsonOption,
     SetOption,
     home_directory,
+    naming,
     read_cluster_file,
 )
 from leptonai.cli.output import err, out, print_json
@@ -99,11 +100,17 @@ def plan(
     if model is not None:
         if job is not None:
             raise InputError("a job and --model are both given", hint="keep one of them")
+        if settings:
+            raise InputError("--set is for the settings of a job", hint="leave it out beside --model")
         if batch is None:
             raise InputError("--model needs --batch", hint="say how many examples one step takes")
         _plan_model(model, cluster, batch, goal, explain=explain, as_json=as_json)
     elif job is None:
         raise InputError("nothing to plan", hint="name a job file, or a transformer with --model")
+    elif batch is not None:
+        raise InputError(
+            "--batch is for --model; a job has its own batch", hint=f"--set global_batch_size={batch}"
+        )
     else:
         _plan_job(job, cluster, settings, goal, home, explain=explain, as_json=as_json)
 
@@ -145,7 +152,7 @@ def _plan_job(
     answer: Answer | None = None
     workers: tuple[WorkerChoice, ...] = ()
     if wanted is not None and has_accelerators(request.cluster):
-        with search_progress(err()) as progress:
+        with naming(cluster), search_progress(err()) as progress:
             answer = answer_workload(
                 made.workload, request.cluster, goal=wanted, on_progress=progress, consistency=consistency_of(made),
                 precision=made.tuning.precision,
@@ -174,10 +181,9 @@ def _plan_model(
     from leptonai.launch.planning import answer_transformer
 
     found, _ = read_cluster_file(cluster)
-    with search_progress(err()) as progress:
-        answer = answer_transformer(
-            find_model(model), found, global_batch=batch, goal=_goal(goal or "time"), on_progress=progress
-        )
+    transformer, wanted = find_model(model), _goal(goal or "time")
+    with naming(cluster), search_progress(err()) as progress:
+        answer = answer_transformer(transformer, found, global_batch=batch, goal=wanted, on_progress=progress)
     if as_json:
         print_json(answer.to_json())
     else:

@@ -66,17 +66,25 @@ class Answer:
         }  # fmt: skip
 
 
+SECONDS_PER_HOUR = 3600.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerChoice:
-    """So many workers of so many threads on this machine, and what a step of theirs should take."""
+    """So many workers of so many threads on this machine, and what a step of theirs should take.
+
+    ``step_price`` is in US dollars; None: the machine has no price.
+    """
 
     num_workers: int
     threads: int
     forecast: Forecast
+    step_price: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return {"num_workers": self.num_workers, "threads": self.threads, "forecast": self.forecast.to_json()}
+        return {"num_workers": self.num_workers, "threads": self.threads, "forecast": self.forecast.to_json(),
+                "step_price": self.step_price}  # fmt: skip
 
 
 def has_accelerators(cluster: Cluster) -> bool:
@@ -100,15 +108,18 @@ def worker_choices(
         cluster: whose measurements count, where it has some.
         framework: whose corrections apply.
         home: where this machine's rates are kept.
-        goal: ``time`` or ``memory``.
+        goal: ``time``, ``memory``, or ``price`` where the node has one.
 
     Raises:
-        InputError: the machine was not probed, the goal needs prices or power, or the kind of run cannot be predicted.
+        InputError: the machine was not probed, the goal needs a price or power, or the kind of run cannot be predicted.
     """
-    if goal not in ("time", "memory"):
+    price = cluster.nodes[0].price_per_hour
+    if goal == "energy":
+        raise InputError("the power of this machine is not known", hint="use --goal time, price or memory")
+    if goal == "price" and price is None:
         raise InputError(
-            f"the goal is {goal}, but no price or power of this machine is known",
-            hint="use --goal time or memory",
+            f"cluster {cluster.name}: node {cluster.nodes[0].name} has no price",
+            hint="write price: (US dollars an hour of the whole node), or use --goal time or memory",
         )
     with open_rates(home) as store:
         measured, correction = rates_of(cluster, store, framework), correction_of(store, framework)
@@ -125,12 +136,15 @@ def worker_choices(
         tried = dataclasses.replace(plan, tuning=tuning, placements=placements)
         forecast = predict(tried, measured, correction, timed)
         if forecast is not None:
-            found.append(WorkerChoice(num_workers=num_workers, threads=threads, forecast=forecast))
+            cost = None if price is None else price / SECONDS_PER_HOUR * forecast.step_seconds
+            found.append(
+                WorkerChoice(num_workers=num_workers, threads=threads, forecast=forecast, step_price=cost)
+            )
     if not found:
         raise InputError("this kind of run cannot be predicted on this machine", hint="see docs/pitfalls.md")
-    costs = {"time": lambda choice: choice.forecast.step_seconds,
-             "memory": lambda choice: choice.forecast.memory_bytes * choice.num_workers}  # fmt: skip
-    return tuple(sorted(found, key=costs[goal]))
+    if goal == "memory":
+        return tuple(sorted(found, key=lambda choice: choice.forecast.memory_bytes * choice.num_workers))
+    return tuple(sorted(found, key=lambda choice: choice.forecast.step_seconds))  # the node costs the same
 
 
 def answer_workload(

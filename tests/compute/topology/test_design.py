@@ -32,7 +32,8 @@ def test_parts_are_counted_and_priced() -> None:
     direct = bill(net("torus", 8), "torus", nics=0)
     assert (direct.switches, direct.cables, direct.nics) == (0, 12, 24)
     assert server_price("h100-sxm-80gb", 4) == 145_000
-    assert "$35,000" in assumptions()
+    assert "$35,000" in assumptions(290_000.0)
+    assert "a server with its devices $290,000" in assumptions(290_000.0)
     with pytest.raises(InputError, match="no price of a server with tpu-v4 is known"):
         server_price("tpu-v4", 4)
 
@@ -97,3 +98,9 @@ def test_rails_need_a_card_for_each_device_and_one_switch_its_ports() -> None:
     assert "switch" in kinds
     with pytest.raises(InputError, match="at least two nodes"):
         compare(replace(SITE, num_nodes=1), by_bandwidth)
+
+
+def test_one_network_is_one_row() -> None:
+    """Few nodes with three cards each: every tree is the same switch."""
+    found = compare(replace(SMALL, nics=3), lambda machine: 1.0)
+    assert [each.name for each in found if each.parts.switches == 1] == ["one switch"]

@@ -160,7 +160,7 @@ def _check_known(rows: Rows, goal: Goal, bounds: dict[Goal, float]) -> None:
     if rows.predictions.price is None and (goal == "price" or "price" in bounds):
         raise InputError(
             "the goal or a bound is a price, but no price of these devices is known",
-            hint="state the price of a device and hour, choose a priced instance, or plan for time",
+            hint="give each node its price: (US dollars an hour of the whole node), or plan for time",
         )
     if goal == "energy" and not rows.predictions.energy_joules.any():
         raise InputError(
@@ -186,7 +186,7 @@ def _too_small(families: Families, memory_limit_bytes: float) -> InputError:
         f"nothing fits: the smallest layout needs {format_bytes(needed)} on "
         f"{f'each of {layout.num_devices} devices' if many else 'its device'}; devices have "
         f"{format_bytes(memory_limit_bytes)} (smallest: {describe(layout)})",
-        hint="take more devices or larger ones, allow smaller micro-batches, zero 3 or full recomputation",
+        hint="take more devices, or devices with more memory",
     )
 
 

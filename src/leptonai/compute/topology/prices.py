@@ -68,11 +68,12 @@ def server_price(accelerator: str, devices: int) -> float:
     )
 
 
-def assumptions() -> str:
-    """What the prices rest on, in one sentence."""
+def assumptions(server_price: float) -> str:
+    """What the prices rest on, in one sentence; ``server_price`` is that of a node without network cards."""
     parts = _parts()
     return (
-        f"assumptions: a switch of {parts['switch']['ports']} ports ${parts['switch']['price']:,}, a cable with both "
+        f"assumptions: a server with its devices ${server_price:,.0f}, "
+        f"a switch of {parts['switch']['ports']} ports ${parts['switch']['price']:,}, a cable with both "
         f"transceivers ${parts['cable']['price']:,}, a network card ${parts['nic']['price']:,} "
         f"({parts['sources'][parts['switch']['source']]['url']}); no power, space or staff"
     )
