@@ -12,6 +12,7 @@ from benchmarks.workloads.arrays import write_arrays
 from benchmarks import (
     consistency,
     faults,
+    nab,
     parameter_server,
     planner_accuracy,
     planner_speed,
@@ -105,6 +106,18 @@ PROMISED = {
     "costed_per_second": (300_000, "higher"),
     "whole_space_seconds": (10, "lower"),
     "whole_space_layouts": (1_300_000, "higher"),
+    "standard_gate": (70.0, "higher"),
+    "standard_aim": (74.0, "higher"),
+    "low_false_positives_aim": (66.0, "higher"),
+    "low_false_negatives_aim": (79.0, "higher"),
+    "leave_one_category_out": (69.0, "higher"),
+    "worst_at_level_x_0.96_and_1.04": (69.0, "higher"),
+    "false_points_at_100_windows": (230.0, "lower"),
+    "false_points_at_100_windows_aim": (180.0, "lower"),
+    "microseconds_a_point": (25.0, "lower"),
+    "memory_bytes_a_series": (640_000.0, "lower"),
+    "memory_bytes_a_series_aim": (128_000.0, "lower"),
+    "scorer_deviation": (0.05, "lower"),
 }
 
 
@@ -129,6 +142,7 @@ def themes(folder: Path) -> list[Benchmark]:
         privacy_audit.benchmark(),
         planner_speed.benchmark(),
         planner_accuracy.benchmark(),
+        nab.benchmark(),
     ]
 
 

@@ -1,0 +1,1 @@
+"""Streaming anomaly detection: evidence for any metric, alarms from it, one machine against its peers."""
