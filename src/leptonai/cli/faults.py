@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leptonai.cli.ops_view import DO, STYLES
 from leptonai.cli.options import JsonOption
 from leptonai.cli.output import facts, out, print_json, say, table
+from leptonai.cli.severity import DO, STYLES
 from leptonai.core.errors import InputError
 
 if TYPE_CHECKING:

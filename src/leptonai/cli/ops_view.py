@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from leptonai.cli.output import facts, say, table
+from leptonai.cli.severity import DO, STYLES
 from leptonai.core.units import format_seconds
 from leptonai.core.values import value_to_json
-from leptonai.operations.alarms import Evidence, Severity
+from leptonai.operations.alarms import Evidence
 from leptonai.operations.incidents.incident import Incident
 from leptonai.operations.incidents.incident_store import Moment
 from leptonai.operations.incidents.notify import Call
@@ -20,13 +21,6 @@ from leptonai.operations.incidents.similar import Similar
 
 if TYPE_CHECKING:
     from leptonai.launch.registry import RegisteredRun
-
-STYLES: dict[Severity, str] = {"info": "", "warning": "yellow", "critical": "red", "fatal": "bold red"}
-DO: dict[str, str] = {
-    "none": "nothing", "check_job": "look at the job", "restart_worker": "restart the worker",
-    "reset_device": "reset the device", "reboot_node": "reboot the node",
-    "inspect_hardware": "have the hardware looked at",
-}  # fmt: skip
 
 
 def incident_table(incidents: Sequence[Incident], *, now_seconds: float) -> Table:
