@@ -48,6 +48,7 @@ from leptonai.launch.record import Recorders, run_recorders
 from leptonai.launch.registry import RunRegistry, workspace_url
 from leptonai.launch.request import EpochReport, RunResult, TrainRequest, result_to_json
 from leptonai.launch.run_faults import RunFaults
+from leptonai.launch.run_incidents import RunIncidents
 from leptonai.launch.rundir import RunDirectory, read_json_object
 from leptonai.launch.scouting import plan_from, scout_job, threads_per_worker
 from leptonai.launch.served import served_gang
@@ -220,6 +221,7 @@ class _Run:
             registry.register(
                 run_id=run_dir.name, path=run_dir, task=task, num_workers=plan.num_workers, pid=os.getpid()
             )
+            self._sinks.append(RunIncidents(workspace, run_dir.name, clock=self._clock, emit=self._emit))
             for left in run_dir.glob(".scratch-*"):  # by a launcher that was killed
                 shutil.rmtree(left, ignore_errors=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".scratch-", dir=run_dir)))
