@@ -62,6 +62,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks (an hour and a half; peers install th
 	$(BIN)/python -m benchmarks.planner_local
 	$(BIN)/python -m benchmarks.planner_speed
 	$(BIN)/python -m benchmarks.nab
+	$(BIN)/python -m benchmarks.operator_alarms
 
 docs: $(VENV)/.dev  ## Write the generated pages of docs/ anew
 	$(BIN)/python -m leptonai.compute.reference > docs/cluster-file.md

@@ -251,7 +251,7 @@ def results_text(benchmark: Benchmark, results: Results, line: Mapping[str, Any]
     parts = [
         f"# {benchmark.name}",
         "",
-        f"- command: `python -m benchmarks.{benchmark.name} {words}`".replace(" `", "`"),
+        f"- command: `{f'python -m benchmarks.{benchmark.name} {words}'.strip()}`",
         f"- date: {time.strftime('%Y-%m-%d')}",
         f"- hardware: {machine.hardware()}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in found.items())}",

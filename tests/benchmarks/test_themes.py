@@ -13,6 +13,7 @@ from benchmarks import (
     consistency,
     faults,
     nab,
+    operator_alarms,
     parameter_server,
     planner_accuracy,
     planner_speed,
@@ -118,6 +119,8 @@ PROMISED = {
     "memory_bytes_a_series": (640_000.0, "lower"),
     "memory_bytes_a_series_aim": (128_000.0, "lower"),
     "scorer_deviation": (0.05, "lower"),
+    "nab_margin": (operator_alarms.ABOVE, "higher"),
+    "injected_margin": (operator_alarms.ABOVE, "higher"),
 }
 
 
@@ -143,6 +146,7 @@ def themes(folder: Path) -> list[Benchmark]:
         planner_speed.benchmark(),
         planner_accuracy.benchmark(),
         nab.benchmark(),
+        operator_alarms.benchmark(),
     ]
 
 
