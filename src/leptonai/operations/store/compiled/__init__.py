@@ -1,0 +1,1 @@
+"""The store's compiled kernels: C sources, compiled at first use."""
