@@ -23,9 +23,8 @@ QUICK_SERIES = 4
 
 def our_alarms(series: Labelled) -> NDArray[np.int64]:
     """Where our detector and policy call a person, with every default."""
-    from leptonai.operations.detect.streaming import StreamingDetector
-
     from leptonai.operations.detect.policy import AlarmWatch
+    from leptonai.operations.detect.streaming import StreamingDetector
 
     detector, watch = StreamingDetector(), AlarmWatch()
     places = []

@@ -1,0 +1,1 @@
+"""Chances of failure and remaining life, with the coverage they claim."""
