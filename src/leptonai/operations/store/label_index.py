@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from leptonai.operations.series import Series
 from leptonai.operations.store.matchers import Matcher
 
@@ -15,6 +18,9 @@ class LabelIndex:
         self._series: list[Series | None] = []
         self._ids: dict[Series, int] = {}
         self._postings: dict[str, dict[str, set[int]]] = {}
+        self._forgotten: list[int] = []
+        self._gone = np.empty(0, np.int64)
+        """The forgotten ones sorted, as far as :meth:`known` has looked."""
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -32,6 +38,21 @@ class LabelIndex:
         """The series of a number; None: it was forgotten, or never was."""
         return self._series[series_id] if 0 <= series_id < len(self._series) else None
 
+    def known(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the numbers are those of a series."""
+        there = (ids >= 0) & (ids < len(self._series))
+        if not self._forgotten:
+            return there
+        if len(self._gone) < len(self._forgotten):
+            self._gone = np.sort(np.array(self._forgotten, np.int64))
+        places = np.minimum(np.searchsorted(self._gone, ids), len(self._gone) - 1)
+        still: NDArray[np.bool_] = there & (self._gone[places] != ids)
+        return still
+
+    def live(self) -> list[int]:
+        """The numbers of all series, in no order."""
+        return list(self._ids.values())
+
     def add(self, series: Series) -> int:
         """Give a series that is not known the next number."""
         number = len(self._series)
@@ -47,6 +68,7 @@ class LabelIndex:
         if series is None:
             return
         self._series[series_id] = None
+        self._forgotten.append(series_id)
         del self._ids[series]
         for name, value in series.labels:
             holders = self._postings[name][value]

@@ -34,7 +34,7 @@ class StoreLimits:
     """What a store accepts and keeps.
 
     Args:
-        num_series: most series ever registered; further ones are refused.
+        num_series: most series at a time; further ones are refused until nothing is kept of older ones.
         max_label_bytes: most bytes in all names and values of one series.
         future_seconds: how far ahead of the store's clock a sample may be.
         out_of_order_seconds: how far behind its series' newest a sample may be.

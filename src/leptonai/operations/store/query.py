@@ -13,6 +13,8 @@ from leptonai.operations.store.block import Block
 from leptonai.operations.store.limits import RESOLUTION_MS, TIERS, Tier
 from leptonai.operations.store.rollup import Rows, between, join, roll_up
 
+_WIDEST_MS = max(RESOLUTION_MS.values())
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -74,30 +76,27 @@ def answer(
     parts: list[Rows] = []
     used: set[Tier] = set()
     served_from = 1 << 62
+    whole_end_ms = end_ms - end_ms % _WIDEST_MS + _WIDEST_MS - 1  # whole stretches, so that counts compare
     for tier in tiers_for(step_ms):
         width = max(RESOLUTION_MS[tier], 1)
         spans = [(block, span) for block in blocks(tier) if (span := block.span(series_id)) is not None]
         if not spans:
             continue
-        # What begins inside a stretch of this tier is served by the whole stretch, not by its second half.
-        limit = -(-served_from // width) * width
-        if any(first < limit and last >= limit - width for _, (first, last) in spans):
-            parts = [between(part, limit, 1 << 62) for part in parts]
-        else:
-            limit = served_from
-        low = start_ms - start_ms % width
+        low, limit = start_ms - start_ms % width, -(-served_from // width) * width
         wanted = [
-            block for block, (first, last) in spans if last >= low and first < limit and first <= end_ms
+            block for block, (first, last) in spans if last >= low and first < min(limit, whole_end_ms + 1)
         ]
-        found = [
-            between(rows, low, min(end_ms, limit - 1)) for block in wanted if (rows := block.rows(series_id))
-        ]
-        if any(len(rows) for rows in found):
+        found = join([rows for block in wanted if (rows := block.rows(series_id)) is not None])
+        found = between(found, low, min(whole_end_ms, limit - 1))
+        if limit > served_from:
+            found, parts = _seam(found, parts, limit - width, limit)
+        if len(found):
             used.add(tier)
-        parts = [*found, *parts]
+        parts = [found, *parts]
         served_from = min(served_from, min(first for _, (first, _) in spans))
         if served_from <= start_ms:
             break
+    parts = [between(part, start_ms - start_ms % _WIDEST_MS, end_ms) for part in parts]
     head = between(Rows.of_samples(*waiting), start_ms, end_ms)
     if len(head):
         used.add("raw")
@@ -110,3 +109,14 @@ def answer(
         series=series, times_ms=rows.times_ms, values=rows.last, minima=rows.minima, maxima=rows.maxima,
         sums=rows.sums, counts=rows.counts, tiers=tuple(tier for tier in TIERS if tier in used),
     )  # fmt: skip
+
+
+def _seam(coarse: Rows, finer: list[Rows], start_ms: int, end_ms: int) -> tuple[Rows, list[Rows]]:
+    """Who serves the one stretch in which the finer tiers begin: they, where they hold all of it; else the coarse.
+
+    Finer data may begin there because it was recorded from then on, or because what came before was dropped.
+    """
+    held = sum(float(between(part, start_ms, end_ms - 1).counts.sum()) for part in finer)
+    if float(between(coarse, start_ms, end_ms - 1).counts.sum()) > held:
+        return coarse, [between(part, end_ms, 1 << 62) for part in finer]
+    return between(coarse, -(1 << 62), start_ms - 1), finer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from leptonai.core.errors import Refused
@@ -12,7 +12,7 @@ from leptonai.operations.store.label_index import LabelIndex
 from leptonai.operations.store.limits import Metadata, StoreLimits
 from leptonai.operations.store.record_log import Record, RecordLog, recover
 
-_SERIES, _METADATA = 1, 2
+_SERIES, _METADATA, _FORGOTTEN = 1, 2, 3
 _FILE = "series.log"
 
 Say = Callable[[str], None]
@@ -77,6 +77,17 @@ class Registry:
         self._unsynced = True
         return self.index.add(series)
 
+    def forget(self, ids: Sequence[int]) -> None:
+        """Take series out that nothing is held of; their numbers are never given again.
+
+        Raises:
+            NoSpace, Fault: it could not be written down.
+        """
+        self._log.append(_FORGOTTEN, json.dumps(list(ids), separators=(",", ":")).encode())
+        self._unsynced = True
+        for series_id in ids:
+            self.index.forget(series_id)
+
     def describe(self, name: str, metadata: Metadata) -> None:
         """Say what a metric is; a kind that changes is told and counted.
 
@@ -101,6 +112,9 @@ class Registry:
                 while self.index.num_ids < value[0]:  # its record is damaged: nobody else may get its number
                     self.index.forget(self.index.add(Series((("", str(self.index.num_ids)),))))
                 self.index.add(Series(tuple((name, text) for name, text in value[1])))
+            elif record.kind == _FORGOTTEN:
+                for series_id in value:
+                    self.index.forget(series_id)
             elif record.kind == _METADATA:
                 name, kind, unit, text = value
                 self.metadata[name] = Metadata(kind=kind, unit=unit, help=text)

@@ -54,6 +54,8 @@ class Shelf:
         self._files: dict[Tier, list[Shelved]] = {tier: [] for tier in TIERS}
         self.num_damaged = 0
         self.num_dropped = 0
+        self.num_removed = 0
+        """Files gone since opening, for their age, their tier's size or a full disk."""
         self._turn = 0
         self._finish_turns()
         self._open_all()
@@ -101,6 +103,10 @@ class Shelf:
     def num_samples(self) -> int:
         """In raw chunks."""
         return sum(block.num_rows for block in self.blocks("raw"))
+
+    def held(self) -> set[int]:
+        """The series of which some file has a chunk."""
+        return {number for tier in TIERS for block in self.blocks(tier) for number in block.ids.tolist()}
 
     def cut(self, chunks: Sequence[Chunk]) -> Block:
         """Put samples away, and what they roll up to; all of it or nothing.
@@ -201,6 +207,7 @@ class Shelf:
         return True
 
     def _drop(self, tier: Tier, shelved: Shelved) -> None:
+        self.num_removed += 1
         self._files[tier].remove(shelved)
         shelved.block.close()
         shelved.block.path.unlink(missing_ok=True)

@@ -66,6 +66,8 @@ class MetricsStore:
         self._closed = False
         self._accepted = 0
         self._refused: Counter[str] = Counter()
+        self._num_removed = 0
+        self._asked: set[int] = set()
         self._watch = ClockWatch(clock)
         self._head = Head(limits)
         self._lock_file = _take_lock(directory)
@@ -114,6 +116,7 @@ class MetricsStore:
             self._check_open()
             number = self._with_room(lambda: self._registry.number(series))
             self._head.make_room(number + 1)
+            self._asked.add(number)
             return number
 
     def append(self, ids: Ints, times_ms: Ints, values: Floats) -> Appended:
@@ -136,7 +139,7 @@ class MetricsStore:
             raise InputError("ids, times and values must be equally long")
         with self._lock:
             self._check_open()
-            known = (ids >= 0) & (ids < self._registry.index.num_ids)
+            known = self._registry.index.known(ids)
             now_ms = int(self._clock.now_seconds() * 1000)
             accepted, outcome = self._head.judge(ids, times_ms, values, known, now_ms=now_ms)
             if outcome.num_accepted:
@@ -175,7 +178,7 @@ class MetricsStore:
                     ) from error
 
     def _replay(self, ids: Ints, times_ms: Ints, values: Floats) -> None:
-        known = (ids >= 0) & (ids < self._registry.index.num_ids)
+        known = self._registry.index.known(ids)
         accepted, outcome = self._head.judge(ids, times_ms, values, known, now_ms=None)
         self._head.add(ids[accepted], times_ms[accepted], values[accepted])
         if outcome.num_unknown_series:
@@ -287,6 +290,23 @@ class MetricsStore:
             self._shelf.merge()
             reference_ms = min(int(now_seconds * 1000), self._head.newest_ms)
             self._shelf.drop_old(NEVER if self._watch.is_unsure() else reference_ms)
+            if self._shelf.num_removed != self._num_removed:
+                self._forget()
+                self._num_removed = self._shelf.num_removed
+
+    def _forget(self) -> None:
+        """Take out the series of which nothing is left; one that is still being sent is too new for that."""
+        oldest_ms = self._head.newest_ms - self._limits.raw.age_seconds * 1000
+        held = self._shelf.held()
+        gone = [
+            each
+            for each in self._registry.index.live()
+            if each not in held
+            and self._head.newest_of(each) < oldest_ms
+            and (self._head.newest_of(each) > NEVER or each not in self._asked)
+        ]
+        if gone:
+            self._with_room(lambda: self._registry.forget(gone))
 
     def _cut(self, *, flush: bool = False) -> None:
         """Put into chunks what no late sample can precede any more; the rest moves to a fresh log."""
