@@ -36,7 +36,7 @@ def _files_of_a_run() -> list[str]:
         for row in re.findall(r"^\| (`[^|]+`) \|", section, re.M)
         for name in re.findall(r"`([^`]+)`", row)
     ]
-    assert len(names) == 9
+    assert len(names) == 10
     return names
 
 

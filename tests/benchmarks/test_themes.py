@@ -10,6 +10,7 @@ from benchmarks.figures import Benchmark, Options
 from benchmarks.workloads.arrays import write_arrays
 
 from benchmarks import (
+    agent_cost,
     consistency,
     faults,
     nab,
@@ -24,6 +25,7 @@ from benchmarks import (
     sdk_ten_epochs,
     sync_training,
     time_to_accuracy,
+    training_watch,
 )
 
 PROMISED = {
@@ -121,6 +123,17 @@ PROMISED = {
     "scorer_deviation": (0.05, "lower"),
     "nab_margin": (operator_alarms.ABOVE, "higher"),
     "injected_margin": (operator_alarms.ABOVE, "higher"),
+    "core_share": (0.01, "lower"),
+    "peak_memory_mb": (60.0, "lower"),
+    "arrived_ratio": (0.99, "higher"),
+    "stragglers_named": (0.99, "higher"),
+    "straggler_false": (0, "lower"),
+    "spikes_found": (0.98, "higher"),
+    "spikes_false": (1, "lower"),
+    "stops_named": (20, "higher"),
+    "machine_precision": (0.95, "higher"),
+    "machine_f1": (0.92, "higher"),
+    "machine_seconds": (1, "lower"),
 }
 
 
@@ -147,6 +160,8 @@ def themes(folder: Path) -> list[Benchmark]:
         planner_accuracy.benchmark(),
         nab.benchmark(),
         operator_alarms.benchmark(),
+        agent_cost.benchmark(),
+        training_watch.benchmark(),
     ]
 
 

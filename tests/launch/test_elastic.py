@@ -15,6 +15,7 @@ from leptonai.compute.engines.local import LocalEngine
 from leptonai.core.control import Resize, SwitchConsistency, send_order
 from leptonai.core.errors import Fault, InputError
 from leptonai.core.events import (
+    AlarmRaised,
     EpochDone,
     Event,
     Resized,
@@ -92,6 +93,14 @@ def test_a_stopped_worker_is_ended_and_replaced(run: Runner, calm: RunResult) ->
     result = run(f"toy({SLOW}, {NO_SPARE})", run="hit", listener=Hand({9: send(1, signal.SIGSTOP)}))
     assert_equal(calm, result)
     assert "stopped (SIGSTOP)" in run.of(WorkerLost)[0].reason
+    told = [
+        (event.alarm, event.subject, event.over) for event in run.of(AlarmRaised) if event.alarm == "hang"
+    ]
+    assert told == [("hang", "rank 1", False), ("hang", "rank 1", True)]
+    assert result.run_dir is not None
+    (stacks,) = (result.run_dir / "stacks").iterdir()
+    assert "rank 1 is stopped (SIGSTOP)" in stacks.read_text()
+    assert "--- rank 0" in stacks.read_text()
 
 
 def test_every_example_is_used_once_an_epoch_however_many_workers_are_lost(run: Runner) -> None:

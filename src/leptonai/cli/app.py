@@ -13,8 +13,10 @@ import typer
 from typer.models import ArgumentInfo
 
 from leptonai.cli import (
+    agent,
     chaos,
     cluster,
+    collector,
     data,
     doctor,
     export,
@@ -71,6 +73,8 @@ def build_app() -> typer.Typer:
     app.command(epilog=resize.EXAMPLES)(resize.resize)
     app.add_typer(cluster.app, name="cluster")
     app.add_typer(hardware_app(), name="hardware")
+    app.command(epilog=agent.EXAMPLES)(agent.agent)
+    app.command(epilog=collector.EXAMPLES)(collector.collector)
     app.add_typer(ops.app, name="ops")
     app.add_typer(faults.app, name="faults")
     app.add_typer(data.app, name="data")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from leptonai.cli import ops_top
 from leptonai.cli.options import DEFAULT_HOME, HomeOption, JsonOption, home_directory
 from leptonai.cli.output import out, print_json, say
 from leptonai.cli.privacy import WorkspaceOption
@@ -188,6 +189,9 @@ def silence(
         number = _outbox(opened).silence(made)
     ends = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until))
     say(out(), f"silence {number} until {ends}")
+
+
+app.command(epilog=ops_top.EXAMPLES)(ops_top.top)
 
 
 def _outbox(workspace: Workspace) -> Any:

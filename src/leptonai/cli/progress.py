@@ -10,6 +10,7 @@ from rich.text import Text
 
 from leptonai.cli.terminal_curve import short
 from leptonai.core.events import (
+    AlarmRaised,
     CheckpointDamaged,
     CheckpointFailed,
     Evaluated,
@@ -151,6 +152,11 @@ def sentence_for(event: Event) -> Text | None:
             return Text.assemble(("resumed: ", "bold cyan"), f"after step {event.step}, from {event.path}")
         case OrderTaken():
             return Text.assemble(("order: ", "bold cyan"), event.order)
+        case AlarmRaised() if event.over:
+            return Text.assemble(("over: ", "bold cyan"), event.message)
+        case AlarmRaised():
+            style = "bold red" if event.severity in ("critical", "fatal") else "bold yellow"
+            return Text.assemble((f"{event.severity}: ", style), event.message)
         case CheckpointFailed():
             what = f"the checkpoint at step {event.step} could not be written: {event.reason}"
             return Text.assemble(("warning: ", "bold yellow"), what)

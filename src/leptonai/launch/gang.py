@@ -25,6 +25,7 @@ from leptonai.launch.failures import Failure, root_cause, silent_death, tail, to
 from leptonai.launch.outbox import Outbox
 from leptonai.launch.roster import Member, Roster
 from leptonai.launch.run_faults import RunFaults
+from leptonai.launch.run_hangs import RunHangs
 from leptonai.launch.watch import Watch, is_stopped
 
 __all__ = [
@@ -61,6 +62,7 @@ class Gang:
         page: where the workers note their progress.
         on_event: takes every event, workers' and the gang's own.
         faults: injected ones; None: none.
+        hangs: says early which rank holds the others up; None: nobody does.
         on_gate: answers the end of an epoch with (stop, new learning rate).
         on_charge: answers a private run's wish to release a step with how far it may go.
     """
@@ -75,6 +77,7 @@ class Gang:
         clock: Clock,
         on_event: Callable[[Event], None],
         faults: RunFaults | None = None,
+        hangs: RunHangs | None = None,
         on_gate: Callable[[Mapping[str, Any]], tuple[bool, float | None]] | None = None,
         on_charge: Callable[[int], int] | None = None,
     ) -> None:
@@ -83,7 +86,7 @@ class Gang:
         self._faults = faults or RunFaults(None, num_workers=len(specs), clock=clock)
         self._faults.use(self._signal)
         self._roster = Roster(engine, specs, self._faults.assignment)
-        self._watch = Watch(page, limits)
+        self._watch, self._hangs = Watch(page, limits), hangs
         self._outbox = Outbox(on_event, on_gate)
         self._recovery = Recovery(
             engine, self._roster, page, self._watch, clock=clock, on_event=on_event, fail=self._raise,
@@ -295,12 +298,16 @@ class Gang:
     def _look_for_hangs(self) -> None:
         now = self._clock.monotonic_seconds()
         if self._ended or (self._roster.forming and self._roster.generation > 0):
+            if self._hangs is not None:
+                self._hangs.regrouped()
             return  # while a group is formed, the recovery looks after its members
         pids = {
             rank: member.pid
             for rank, member in enumerate(self._roster.group)
             if member.pid and member.name not in self._gone and not self._faults.holds("worker", rank)
         }
+        if self._hangs is not None:
+            self._hangs.look(self._page.read(), pids)  # before one is ended, to see all as they are
         hang = self._watch.look(pids, now)
         if hang is not None:
             failure = self._hung(hang)

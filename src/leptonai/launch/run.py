@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import leptonai
-from leptonai.compute.cluster import Cluster
 from leptonai.compute.engines.local import LocalEngine
 from leptonai.compute.engines.progress import ProgressPage
-from leptonai.compute.engines.supervise import Limits
 from leptonai.compute.plan import Plan, Tuning
 from leptonai.core.clock import Clock, SystemClock
 from leptonai.core.control import ControlServer
@@ -48,12 +46,14 @@ from leptonai.launch.record import Recorders, run_recorders
 from leptonai.launch.registry import RunRegistry, workspace_url
 from leptonai.launch.request import EpochReport, RunResult, TrainRequest, result_to_json
 from leptonai.launch.run_faults import RunFaults
-from leptonai.launch.run_incidents import RunIncidents
+from leptonai.launch.run_hangs import RunHangs
+from leptonai.launch.run_watching import watch_run
 from leptonai.launch.rundir import RunDirectory, read_json_object
 from leptonai.launch.scouting import plan_from, scout_job, threads_per_worker
 from leptonai.launch.served import served_gang
 from leptonai.launch.served_gang import ServedGang
 from leptonai.launch.tally import Tally
+from leptonai.launch.watch import limits_of
 
 if TYPE_CHECKING:
     from leptonai.training.learner import LearnerState
@@ -221,7 +221,7 @@ class _Run:
             registry.register(
                 run_id=run_dir.name, path=run_dir, task=task, num_workers=plan.num_workers, pid=os.getpid()
             )
-            self._sinks.append(RunIncidents(workspace, run_dir.name, clock=self._clock, emit=self._emit))
+            self._sinks += watch_run(stack, run_dir, workspace, clock=self._clock, emit=self._emit)
             for left in run_dir.glob(".scratch-*"):  # by a launcher that was killed
                 shutil.rmtree(left, ignore_errors=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".scratch-", dir=run_dir)))
@@ -246,7 +246,7 @@ class _Run:
         fds: list[int],
         stack: contextlib.ExitStack,
     ) -> Gang | ServedGang:
-        limits = _limits(self._request.cluster)
+        limits = limits_of(self._request.cluster)
         if plan.servers is not None:
             return served_gang(
                 engine, self._request, run_dir, plan, scouted, scratch, fds, stack,
@@ -271,6 +271,7 @@ class _Run:
         )  # fmt: skip
         return Gang(
             engine, specs, page, limits=limits, clock=self._clock, faults=faults,
+            hangs=RunHangs(run_dir, on_event=self._emit, clock=self._clock),
             on_event=self._emit, on_gate=self._gate(run_dir),
             on_charge=None if private is None else private.lease,
         )  # fmt: skip
@@ -388,12 +389,6 @@ class _Run:
             return said.stop, said.learning_rate
 
         return answer
-
-
-def _limits(cluster: Cluster) -> Limits:
-    if cluster.hang_seconds is None:
-        return Limits()
-    return Limits(floor_seconds=cluster.hang_seconds, factor=0.0)
 
 
 def _json_bytes(values: Mapping[str, Any]) -> bytes:

@@ -12,6 +12,29 @@ from leptonai.training.parameter_server.coordinator import Coordinator
 from leptonai.training.parameter_server.work import Apply, Compute
 
 
+class Total:
+    """A sum over workers that count for themselves, and start anew at nothing when they are replaced.
+
+    >>> sent = Total()
+    >>> for rank, said in ((0, 100), (1, 50), (0, 40), (1, None), (0, 45)):  # the second 0 is a new process
+    ...     sent.take(rank, said)
+    >>> sent.total
+    195
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._last: dict[int, int] = {}
+
+    def take(self, rank: int, said: int | None) -> None:
+        """A worker says how far its own count is; None: it did not say."""
+        if said is None:
+            return
+        last = self._last.get(rank, 0)
+        self.total += said - last if said >= last else said
+        self._last[rank] = said
+
+
 class ServedReport:
     """Turns what workers say and the coordinator counts into events.
 
@@ -41,8 +64,7 @@ class ServedReport:
         self._since = self._epoch_since = self._evaluate_since = now
         self._reported_step = 0
         self._epoch_loss, self._epoch_examples = 0.0, 0
-        self._sent: dict[int, int] = {}
-        self._received: dict[int, int] = {}
+        self._sent, self._received = Total(), Total()
         self._sent_before = 0
         self._phases: dict[int, list[Mapping[str, float]]] = {}
         self._evaluated_step = -1
@@ -67,8 +89,8 @@ class ServedReport:
 
     def pushed(self, rank: int, deal: Compute, report: Mapping[str, Any]) -> None:
         """A worker reported a push."""
-        self._sent[rank] = report.get("bytes_sent", self._sent.get(rank, 0))
-        self._received[rank] = report.get("bytes_received", self._received.get(rank, 0))
+        self._sent.take(rank, report.get("bytes_sent"))
+        self._received.take(rank, report.get("bytes_received"))
         if report.get("lr"):
             self._lr = report["lr"]
         if "phases" in report:
@@ -92,7 +114,7 @@ class ServedReport:
         self._epoch_loss += loss
         self._epoch_examples += examples
         self.mean_loss = loss / max(examples, 1)
-        sent = sum(self._sent.values())
+        sent = self._sent.total
         at = self._clock.now_seconds()
         self._on_event(
             StepDone(
@@ -109,7 +131,7 @@ class ServedReport:
                 at_seconds=at, step=step, histogram={str(key): count for key, count in sorted(histogram.items())},
                 clocks={str(rank): clock for rank, clock in coordinator.clocks.items()},
                 dropped=coordinator.num_dropped, refused=coordinator.num_refused,
-                bytes_sent=sent, bytes_received=sum(self._received.values()),
+                bytes_sent=sent, bytes_received=self._received.total,
             )
         )  # fmt: skip
         self._phases.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from leptonai.compute.cluster import Cluster
 from leptonai.compute.engines.progress import ProgressPage
 from leptonai.compute.engines.supervise import STOPPED_SECONDS, Hang, Limits, find_hang
 
@@ -75,6 +76,13 @@ class Watch:
                 words = f"worker {rank} did not leave its group within {limit:.0f} s"
                 return Hang(rank=rank, step=page[rank].step, reason=words)
         return None
+
+
+def limits_of(cluster: Cluster) -> Limits:
+    """How long the workers of a cluster may be without progress."""
+    if cluster.hang_seconds is None:
+        return Limits()
+    return Limits(floor_seconds=cluster.hang_seconds, factor=0.0)
 
 
 def is_stopped(pid: int) -> bool:

@@ -23,7 +23,7 @@ class Series:
     labels: tuple[tuple[str, str], ...]
 
     @classmethod
-    def of(cls, name: str, **labels: str) -> Series:
+    def of(cls, name: str, /, **labels: str) -> Series:
         """A series by name and labels; labels with empty values are the same as none.
 
         Raises:

@@ -40,6 +40,8 @@ def _step(registry: Registry, event: StepDone) -> None:
     registry.gauge("lepton_rank_step", event.step)
     if event.loss is not None:
         registry.gauge("lepton_run_loss", event.loss)
+    if event.gradient_norm is not None:
+        registry.gauge("lepton_run_gradient_norm", event.gradient_norm)
     registry.gauge("lepton_run_learning_rate", event.learning_rate)
     registry.count("lepton_run_sent_bytes_total", event.bytes_sent)
     if event.seconds > 0:

@@ -170,6 +170,7 @@ class _Watched:
                 nvml.NVMLError_NotSupported,
                 nvml.NVMLError_FunctionNotFound,
                 nvml.NVMLError_NoPermission,
+                nvml.NVMLLibraryMismatchError,  # no NVMLError: bindings newer than the driver
             ):
                 self._unsupported.add(title)
                 continue

@@ -39,7 +39,7 @@ class SeriesTable:
         self.series: list[Series] = []
         self._keys: dict[Series, int] = {}
 
-    def key(self, name: str, **labels: str) -> int:
+    def key(self, name: str, /, **labels: str) -> int:
         """The number of a series of the catalogue; common labels yield to those given here."""
         assert name in CATALOGUE, name
         return self.key_of(Series.of(name, **{**self.common, **labels}))

@@ -137,6 +137,25 @@ class IncidentStore:
         with self._workspace.transaction() as connection:
             return [_incident(body) for body in connection.scalars(query.limit(limit))]
 
+    def changes(self, *, after: int, since_seconds: float) -> Sequence[tuple[int, Placed]]:
+        """What became of incidents after a change of some number, in order, by whichever process.
+
+        Args:
+            after: number of the last change known; 0: none.
+            since_seconds: those taken in earlier are left out.
+
+        Returns:
+            Numbers of changes, and what changed, with the incident as it is now; changes of an earlier opening are
+            left out.
+        """
+        query = sql.select(MOMENTS.c.id, MOMENTS.c.number, MOMENTS.c.epoch, MOMENTS.c.change).order_by(
+            MOMENTS.c.id
+        )
+        query = query.where((MOMENTS.c.id > after) & (MOMENTS.c.taken_seconds >= since_seconds))
+        with self._workspace.transaction() as connection:
+            found = [(row, _get(connection, row.number)) for row in connection.execute(query)]
+        return [(row.id, Placed(row.change, each)) for row, each in found if row.epoch == each.epoch]
+
     def timeline(self, number: int) -> Sequence[Moment]:
         """What happened in an incident, in the order it was taken in."""
         query = sql.select(MOMENTS).where(MOMENTS.c.number == number).order_by(MOMENTS.c.id)

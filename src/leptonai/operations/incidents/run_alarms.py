@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from leptonai.core.events import (
+    AlarmRaised,
     CheckpointDamaged,
     CheckpointFailed,
     CheckpointSaved,
@@ -16,7 +18,7 @@ from leptonai.core.events import (
     WorkerJoined,
     WorkerLost,
 )
-from leptonai.operations.alarms import Action, Alarm, Evidence, Severity, Subject
+from leptonai.operations.alarms import SEVERITIES, Action, Alarm, Evidence, Severity, Subject
 
 
 class RunAlarms:
@@ -70,6 +72,8 @@ class RunAlarms:
             case ServerRestarted():
                 words = f"parameter server {event.server} died and was back after {event.seconds:.2g} s"
                 yield self._alarm(event, "server_lost", self._run, "warning", words)
+            case AlarmRaised():
+                yield self._raised(event)
             case RunStarted():
                 # What broke it before it was resumed may have been said by another process.
                 yield self._over(event, "run_failed", self._run)
@@ -80,6 +84,19 @@ class RunAlarms:
                 yield from [self._over(event, kind, subject) for kind, subject in self._open]
             case _:
                 pass
+
+    def _raised(self, event: AlarmRaised) -> Alarm:
+        """What a watch of the run said of it."""
+        kind, _, rank = event.subject.partition(" ")
+        subject = self._rank(int(rank)) if kind == "rank" and rank.isdecimal() else self._run
+        severity: Severity = next((each for each in SEVERITIES if each == event.severity), "warning")
+        actions: tuple[Action, ...] = get_args(Action)
+        action: Action = next((each for each in actions if each == event.action), "none")
+        return Alarm(
+            kind=event.alarm, subject=subject, severity=severity, at_seconds=event.at_seconds,
+            since_seconds=min(event.since_seconds, event.at_seconds), message=event.message, action=action,
+            evidence=tuple(Evidence(what=each) for each in event.evidence), run_id=self._run_id, over=event.over,
+        )  # fmt: skip
 
     @property
     def _run(self) -> Subject:

@@ -21,6 +21,10 @@ LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 REFUSED_SERIES = -1
 """In place of a number: this series is over its client's limit."""
 
+MAX_NAME, MAX_HELP = 256, 4096
+"""Characters of a metric's name and unit, and of its help, that are kept of what a client says of it."""
+_LATEST_SECONDS = float(1 << 52)
+"""Later times, and NaN, are no times; as milliseconds they would not fit the store's columns."""
 _REASONS = ("duplicate", "out_of_order", "too_far_in_future", "too_old", "unknown_series")
 
 
@@ -69,7 +73,10 @@ class Intake:
         """
         with self._lock:
             now_seconds = self.clock.monotonic_seconds()
-            own = self._clients.setdefault(client, _Client(now_seconds))
+            if client not in self._clients:
+                self._forget(now_seconds)
+                self._clients[client] = _Client(now_seconds)
+            own = self._clients[client]
             own.turn(now_seconds, self.limits.active_seconds)
             current = own.current
             found = [current.get(key) for key in keys]
@@ -80,6 +87,12 @@ class Intake:
                         found[at] = number = self._register(own, keys[at], at, make)
                         num_refused += number == REFUSED_SERIES
             return np.array(found, np.int64), num_refused
+
+    def _forget(self, now_seconds: float) -> None:
+        """Let go of clients none of whose series is active any more."""
+        oldest = now_seconds - 2 * self.limits.active_seconds
+        for name in [name for name, own in self._clients.items() if own.turned_at_seconds < oldest]:
+            del self._clients[name]
 
     def _register(self, own: _Client, key: Hashable, at: int, make: Callable[[int], Series]) -> int:
         number = own.current.get(key)
@@ -126,15 +139,39 @@ class Intake:
         Raises:
             Fault: they could not be made durable.
         """
-        listed = list(samples)
+        given = list(samples)
+        listed = [each for each in given if abs(each.at_seconds) <= _LATEST_SECONDS]
         ids, _ = self.numbers(client, [each.series for each in listed], lambda at: listed[at].series)
         times_ms = np.array([round(each.at_seconds * 1000) for each in listed], np.int64)
-        return self.put(source, ids, times_ms, np.array([each.value for each in listed], np.float64))
+        tally = self.put(source, ids, times_ms, np.array([each.value for each in listed], np.float64))
+        if num_timeless := len(given) - len(listed):
+            tally.refused["no_time"] += num_timeless
+            self.count_failure(source, "no_time", num_timeless)
+        return tally
 
-    def count_failure(self, source: str, reason: str) -> None:
-        """Count a request that could not be read at all."""
-        with self._lock:
-            self.totals[source, reason] += 1
+    def describe(self, source: str, infos: Iterable[tuple[str, str, str, str]]) -> None:
+        """Keep name, kind, unit and help of metrics, of a bounded number of them; what is over it is counted.
+
+        Raises:
+            Fault: they could not be written down.
+        """
+        listed = list(infos)
+        known = self.store.metadata() if listed else {}
+        room = self.limits.metrics - len(known)
+        for name, kind, unit, help in listed:
+            if len(name) > MAX_NAME or METRIC_NAME.fullmatch(name) is None:
+                self.count_failure(source, "metadata_without_a_name")
+            elif name not in known and room <= 0:
+                self.count_failure(source, "over_the_metadata_limit")
+            else:
+                room -= name not in known
+                self.store.set_metadata(name, kind, unit[:MAX_NAME], help[:MAX_HELP])
+
+    def count_failure(self, source: str, reason: str, number: int = 1) -> None:
+        """Count requests, or parts of them, that could not be read at all."""
+        if number:
+            with self._lock:
+                self.totals[source, reason] += number
 
     def num_active_series(self) -> int:
         """Of all clients."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from leptonai.core.errors import InputError
+from leptonai.core.clock import Clock
+from leptonai.core.errors import InputError, Refused
 
 _MIB = 1 << 20
 
@@ -22,7 +23,11 @@ class IngestLimits:
         labels: most labels of a series.
         query_series: most series that one query may touch.
         query_points: most points of one series in an answer (Prometheus' own bound).
-        query_samples: most samples that one query may load.
+        query_samples: most samples that one query may load, and most values in one of its tables.
+        query_seconds: how long one query may take (Prometheus' own bound).
+        request_samples: most samples in one request of OpenTelemetry's; its collector sends a twelfth.
+        log_lines: most lines in one request of logs.
+        metrics: most metrics of which kind, unit and help are kept.
     """
 
     body_bytes: int = 8 * _MIB
@@ -33,10 +38,52 @@ class IngestLimits:
     query_series: int = 20_000
     query_points: int = 11_000
     query_samples: int = 20_000_000
+    query_seconds: float = 120.0
+    request_samples: int = 100_000
+    log_lines: int = 20_000
+    metrics: int = 50_000
 
     def __post_init__(self) -> None:
-        if min(self.body_bytes, self.unpacked_bytes, self.series_per_client, self.labels) <= 0:
+        bounds = (
+            self.body_bytes, self.unpacked_bytes, self.series_per_client, self.labels, self.query_seconds,
+            self.request_samples, self.log_lines, self.metrics,
+        )  # fmt: skip
+        if min(bounds) <= 0:
             raise InputError("the limits of ingest must be > 0")
+
+
+class QueryTooLarge(InputError):
+    """A query touches more than it may; HTTP 422, as Prometheus answers."""
+
+
+class QueryTooSlow(Refused):
+    """A query takes longer than it may; HTTP 503, as Prometheus answers."""
+
+
+class Deadline:
+    """When a query must have ended.
+
+    >>> from leptonai.core.clock import FakeClock
+    >>> clock = FakeClock()
+    >>> deadline = Deadline(clock, 2.0)
+    >>> clock.advance(1.0)
+    >>> deadline.check()
+    """
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock, self._seconds = clock, seconds
+        self._end = clock.monotonic_seconds() + seconds
+
+    def check(self) -> None:
+        """Go on, or not.
+
+        Raises:
+            QueryTooSlow: it is over.
+        """
+        if self._clock.monotonic_seconds() > self._end:
+            raise QueryTooSlow(
+                f"the query took longer than {self._seconds:g} s", hint="narrow its matchers or its time"
+            )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,7 +10,12 @@ def own_metrics(intake: Intake) -> list[Family]:
     """Families about ingest and the store, now."""
     stats = intake.store.stats()
     totals = sorted(dict(intake.totals).items())
-    accepted = [({"source": source}, float(count)) for (source, what), count in totals if what == "accepted"]
+    accepted = [
+        ({"source": source}, float(count))
+        for (source, what), count in totals
+        if what == "accepted" and source != "logs"
+    ]
+    num_lines = intake.totals["logs", "accepted"]
     refused = [
         ({"source": source, "reason": what}, float(count))
         for (source, what), count in totals
@@ -20,6 +25,7 @@ def own_metrics(intake: Intake) -> list[Family]:
     return [
         family("lepton_ingest_samples_accepted", "counter", "Samples stored, by source.", *accepted),
         family("lepton_ingest_refused", "counter", "Samples or requests refused, by source and reason.", *refused),
+        family("lepton_ingest_log_lines", "counter", "Lines of logs taken in.", ({}, float(num_lines))),
         family("lepton_ingest_active_series", "gauge", "Series that clients write to.",
                ({}, float(intake.num_active_series()))),
         family("lepton_store_series", "gauge", "Series registered in the store.", ({}, float(stats.num_series))),

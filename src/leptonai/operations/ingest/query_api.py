@@ -18,7 +18,7 @@ from leptonai.core.clock import Clock
 from leptonai.core.errors import InputError
 from leptonai.operations.ingest.exposition import format_value
 from leptonai.operations.ingest.intake import LABEL_NAME
-from leptonai.operations.ingest.limits import IngestLimits
+from leptonai.operations.ingest.limits import Deadline, IngestLimits, QueryTooLarge
 from leptonai.operations.ingest.promql.engine import Engine
 from leptonai.operations.ingest.promql.lexer import duration_ms
 from leptonai.operations.ingest.promql.matrix import Matrix, Scalars
@@ -50,7 +50,7 @@ class QueryApi:
         """``/api/v1/query``: a value at one time, or the samples of a range selector."""
         at_ms = self._time_ms(given, "time")
         expression = parse(_one(given, "query"))
-        engine = Engine(self._store, np.array([at_ms], np.int64), limits=self._limits)
+        engine = self._engine(given, np.array([at_ms], np.int64))
         if isinstance(expression, Selector) and expression.range_ms:
             return {"resultType": "matrix", "result": _raw(engine, expression)}
         found = engine.evaluate(expression)
@@ -76,7 +76,7 @@ class QueryApi:
                 f"more than {self._limits.query_points} points a series", hint="use a longer step"
             )
         at_ms = np.arange(start, end + 1, step_ms, dtype=np.int64)
-        found = Engine(self._store, at_ms, limits=self._limits).evaluate(parse(_one(given, "query")))
+        found = self._engine(given, at_ms).evaluate(parse(_one(given, "query")))
         if isinstance(found, str):
             raise InputError("a range query needs numbers, not a string")
         if isinstance(found, Scalars):
@@ -87,6 +87,12 @@ class QueryApi:
             if (there := found.present[row]).any()
         ]
         return {"resultType": "matrix", "result": sorted(rows, key=lambda row: sorted(row["metric"].items()))}
+
+    def _engine(self, given: Parameters, at_ms: NDArray[np.int64]) -> Engine:
+        text = _first(given, "timeout")
+        asked = _seconds(text) if text else math.inf
+        deadline = Deadline(self._clock, min(asked, self._limits.query_seconds))
+        return Engine(self._store, at_ms, limits=self._limits, deadline=deadline)
 
     def series(self, given: Parameters) -> Any:
         """``/api/v1/series``: label sets."""
@@ -136,7 +142,9 @@ class QueryApi:
         for text in given["match[]"]:
             found.update(dict.fromkeys(self._store.series(parse_selector(text))))
             if len(found) > self._limits.query_series:
-                raise InputError(f"more than {self._limits.query_series} series match", hint="narrow match[]")
+                raise QueryTooLarge(
+                    f"more than {self._limits.query_series} series match", hint="narrow match[]"
+                )
         return sorted(found)
 
     def _time_ms(self, given: Parameters, name: str) -> int:
@@ -170,9 +178,14 @@ def time_ms(text: str) -> int:
     return round(seconds * 1000)
 
 
-def _step_ms(text: str) -> int:
+def _seconds(text: str) -> float:
+    """A duration: seconds, or such as 5m."""
     plain = re.fullmatch(r"\d+(?:\.\d*)?(?:[eE][+-]?\d{1,2})?", text, re.ASCII)
-    step = float(text) * 1000 if plain else float(duration_ms(text))
+    return float(text) if plain else duration_ms(text) / 1000.0
+
+
+def _step_ms(text: str) -> int:
+    step = _seconds(text) * 1000
     if not 1 <= step <= _LATEST_MS:
         raise InputError("step must be at least a millisecond")
     return round(step)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from leptonai.core.errors import Fault, InputError, LeptonError
+from leptonai.operations.ingest.limits import QueryTooLarge, QueryTooSlow
 from leptonai.operations.ingest.promql.syntax import Unsupported
 from leptonai.operations.ingest.query_api import Parameters, QueryApi
 
@@ -49,7 +50,9 @@ def _answering(act: Callable[[Parameters], Any], read_body: ReadBody) -> Handler
         try:
             given = await _parameters(request, read_body)
             data = await asyncio.to_thread(act, given)
-        except Unsupported as error:
+        except QueryTooSlow as error:
+            return JSONResponse(_error("timeout", error), status_code=503)
+        except (Unsupported, QueryTooLarge) as error:
             return JSONResponse(_error("execution", error), status_code=422)
         except InputError as error:
             return JSONResponse(_error("bad_data", error), status_code=400)

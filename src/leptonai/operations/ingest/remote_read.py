@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from leptonai.core.errors import InputError
 from leptonai.operations.ingest import snappy
-from leptonai.operations.ingest.limits import IngestLimits
+from leptonai.operations.ingest.limits import Deadline, IngestLimits, QueryTooLarge
+from leptonai.operations.ingest.promql.patterns import safe_matcher
 from leptonai.operations.ingest.remote_write import encode_series
 from leptonai.operations.ingest.wire import LENGTH, VARINT, bytes_field, fields, read_text, signed
 from leptonai.operations.store import Matcher, MetricsStore
@@ -27,11 +28,15 @@ class ReadQuery:
     matchers: tuple[Matcher, ...]
 
 
-def answer(store: MetricsStore, body: bytes, *, limits: IngestLimits) -> bytes:
+def answer(
+    store: MetricsStore, body: bytes, *, limits: IngestLimits, deadline: Deadline | None = None
+) -> bytes:
     """The reply's body to a request's body, both snappy blocks.
 
     Raises:
-        InputError: the request is broken, or asks for more than the limits allow.
+        InputError: the request is broken.
+        QueryTooLarge: it asks for more than the limits allow.
+        QueryTooSlow: the deadline has passed.
     """
     data = snappy.unpack(body, limit_bytes=limits.unpacked_bytes)
     queries = [
@@ -44,9 +49,11 @@ def answer(store: MetricsStore, body: bytes, *, limits: IngestLimits) -> bytes:
     for query in queries:
         parts = []
         for found in store.select(query.matchers, query.start_ms, query.end_ms):
+            if deadline is not None:
+                deadline.check()
             num_series, num_samples = num_series + 1, num_samples + len(found.times_ms)
             if num_series > limits.query_series or num_samples > limits.query_samples:
-                raise InputError(
+                raise QueryTooLarge(
                     "the query touches too many series or samples", hint="narrow its matchers or time"
                 )
             pairs = zip(found.times_ms.tolist(), found.values.tolist(), strict=True)
@@ -75,4 +82,4 @@ def _matcher(data: bytes, start: int, end: int) -> Matcher:
             texts[number] = read_text(data, begin, stop)
     if kind >= len(OPS):
         raise InputError(f"unknown kind of matcher {kind}")
-    return Matcher(texts[2], OPS[kind], texts[3])
+    return safe_matcher(texts[2], OPS[kind], texts[3])

@@ -107,8 +107,7 @@ def receive(intake: Intake, client: str, body: bytes) -> Tally:
     tally = intake.put(
         "remote_write", np.repeat(ids, found.series[:, NUM_SAMPLES]), found.times_ms, found.values
     )
-    for info in infos:
-        intake.store.set_metadata(info.name, info.kind, info.unit, info.help)
+    intake.describe("remote_write", [(info.name, info.kind, info.unit, info.help) for info in infos])
     return tally
 
 

@@ -25,8 +25,10 @@ from leptonai.operations.ingest.exposition import (
     write_text,
 )
 from leptonai.operations.ingest.intake import Intake
-from leptonai.operations.ingest.limits import Tally
+from leptonai.operations.ingest.limits import Deadline, QueryTooLarge, QueryTooSlow, Tally
+from leptonai.operations.ingest.logs import TakeLogs
 from leptonai.operations.ingest.own_metrics import own_metrics
+from leptonai.operations.ingest.push_routes import push_handlers
 from leptonai.operations.ingest.query_api import QueryApi
 from leptonai.operations.ingest.query_routes import handlers
 
@@ -51,13 +53,20 @@ class TooLarge(InputError):
     """A body is over its limit; HTTP 413."""
 
 
-def make_app(intake: Intake, *, access: Access, more_metrics: MoreMetrics = tuple) -> Starlette:
+def make_app(
+    intake: Intake,
+    *,
+    access: Access,
+    more_metrics: MoreMetrics = tuple,
+    take_logs: TakeLogs | None = None,
+) -> Starlette:
     """The application; run it with :class:`IngestServer` or any ASGI server.
 
     Args:
         intake: the way into the store.
         access: who may do what.
         more_metrics: further families for ``/metrics``.
+        take_logs: takes lines of logs that are pushed, from several threads; None: they are counted and dropped.
 
     Raises:
         InputError: the web libraries are not installed.
@@ -75,6 +84,11 @@ def make_app(intake: Intake, *, access: Access, more_metrics: MoreMetrics = tupl
         Route("/api/v1/read", _guard(access, "read", _remote_read(intake)), methods=["POST"]),
     ]
 
+    read_push = partial(read_body, limit_bytes=intake.limits.body_bytes)
+    routes += [
+        Route(path, _guard(access, "write", handler), methods=["POST"])
+        for path, handler in push_handlers(intake, read_push, client_of, take_logs).items()
+    ]
     api = QueryApi(intake.store, limits=intake.limits, clock=intake.clock)
     read_form = partial(read_body, limit_bytes=FORM_BYTES)
     routes += [
@@ -119,7 +133,9 @@ def _guard(access: Access, right: Right, inner: Handler) -> Handler:
             return await inner(request)
         except TooLarge as error:
             return PlainTextResponse(f"{error.message}\n", status_code=413)
-        except Fault as error:
+        except QueryTooLarge as error:
+            return PlainTextResponse(f"{error.message}\n", status_code=422)
+        except (Fault, QueryTooSlow) as error:
             return PlainTextResponse(f"{error.message}\n", status_code=503)
         except LeptonError as error:
             return PlainTextResponse(f"{error.message}\n", status_code=400)
@@ -199,7 +215,10 @@ def _remote_read(intake: Intake) -> Handler:
 
     async def handle(request: Request) -> Response:
         body = await read_body(request, limit_bytes=intake.limits.body_bytes)
-        found = await asyncio.to_thread(remote_read.answer, intake.store, body, limits=intake.limits)
+        deadline = Deadline(intake.clock, intake.limits.query_seconds)
+        found = await asyncio.to_thread(
+            remote_read.answer, intake.store, body, limits=intake.limits, deadline=deadline
+        )
         return Response(found, headers=remote_read.HEADERS)
 
     return handle

@@ -6,6 +6,7 @@ Instant selectors look back five minutes; a staleness marker ends a series at on
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leptonai.core.errors import InputError
-from leptonai.operations.ingest.limits import IngestLimits
+from leptonai.operations.ingest.limits import Deadline, IngestLimits, QueryTooLarge
 from leptonai.operations.ingest.promql.aggregate import aggregate
 from leptonai.operations.ingest.promql.functions import Argument, call
 from leptonai.operations.ingest.promql.matrix import Labels, Matrix, Scalars, empty, present_rows
@@ -55,18 +56,30 @@ class Engine:
         store: what to ask.
         at_ms: evaluation times, rising, milliseconds since 1970.
         limits: of series and samples a query may touch.
+        deadline: when it must have ended; None: it may take its time.
     """
 
-    def __init__(self, store: MetricsStore, at_ms: NDArray[np.int64], *, limits: IngestLimits) -> None:
+    def __init__(
+        self,
+        store: MetricsStore,
+        at_ms: NDArray[np.int64],
+        *,
+        limits: IngestLimits,
+        deadline: Deadline | None = None,
+    ) -> None:
         self._store, self._at_ms, self._limits = store, at_ms, limits
+        self._check: Callable[[], None] = (lambda: None) if deadline is None else deadline.check
         self._num_samples = 0
 
     def evaluate(self, expression: Expression) -> Matrix | Scalars | str:
         """The value of an expression.
 
         Raises:
-            InputError: it cannot be evaluated, or touches more than the limits allow.
+            InputError: it cannot be evaluated.
+            QueryTooLarge: it touches more than the limits allow.
+            QueryTooSlow: the deadline has passed.
         """
+        self._check()
         match expression:
             case Number(value):
                 return Scalars(np.full(len(self._at_ms), value))
@@ -145,9 +158,10 @@ class Engine:
         end = int(self._at_ms[-1]) - selector.offset_ms
         rows: list[Samples] = []
         for found in self._store.select(selector.matchers, start, end):
+            self._check()
             self._num_samples += len(found.times_ms)
             if len(rows) >= self._limits.query_series or self._num_samples > self._limits.query_samples:
-                raise InputError(
+                raise QueryTooLarge(
                     "the query touches too many series or samples", hint="narrow its matchers or its time"
                 )
             values = np.ascontiguousarray(found.values, np.float64)
@@ -155,11 +169,18 @@ class Engine:
             rows.append(Samples(found.series.labels, found.times_ms, values, stale))
         return rows
 
+    def _check_table(self, num_rows: int) -> None:
+        if num_rows * len(self._at_ms) > self._limits.query_samples:
+            raise QueryTooLarge(
+                "the answer would have too many values", hint="narrow the query, or use a longer step"
+            )
+
     def _latest(self, selector: Selector, *, times: bool = False) -> Matrix:
         if selector.range_ms:
             raise InputError("a range [...] belongs inside a function such as rate")
         rows = self.samples(selector, LOOKBACK_MS)
         at: NDArray[np.int64] = self._at_ms - selector.offset_ms
+        self._check_table(len(rows))
         values = np.zeros((len(rows), len(self._at_ms)))
         present = np.zeros(values.shape, np.bool_)
         for row, each in enumerate(rows):
@@ -185,6 +206,7 @@ class Engine:
         at: NDArray[np.int64] = self._at_ms - selector.offset_ms
         labels, values, present = [], [], []
         for each in self.samples(selector, selector.range_ms):
+            self._check()
             good = ~each.stale
             found, there = over_windows(
                 name, each.times_ms[good], each.values[good], at, selector.range_ms, share
@@ -193,6 +215,7 @@ class Engine:
                 labels.append(each.labels)
                 values.append(found)
                 present.append(there)
+                self._check_table(len(labels))
         if not labels:
             return empty(len(at))
         matrix = Matrix(tuple(labels), np.stack(values), np.stack(present))

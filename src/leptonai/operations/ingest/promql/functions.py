@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from leptonai.core.errors import InputError
 from leptonai.operations.ingest.intake import LABEL_NAME
 from leptonai.operations.ingest.promql.matrix import Labels, Matrix, Scalars, empty, merged, without
+from leptonai.operations.ingest.promql.patterns import safe_matcher
 from leptonai.operations.series import NAME_LABEL
 
 Floats = NDArray[np.float64]
@@ -126,9 +127,8 @@ def bucket_quantile(share: float, bounds: Floats, counts: Floats) -> float:
 
 
 def _label_replace(inner: Matrix, target: str, new: str, source: str, pattern: str) -> Matrix:
-    from leptonai.operations.store import Matcher
 
-    Matcher(source, "=~", pattern)  # bounds and checks the expression
+    safe_matcher(source, "=~", pattern)  # bounds and checks the expression
     if LABEL_NAME.fullmatch(target) is None:
         raise InputError(f"{target[:40]!r} is not a label's name")
     compiled = re.compile(pattern, re.DOTALL)

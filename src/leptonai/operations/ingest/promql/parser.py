@@ -9,6 +9,7 @@ import math
 
 from leptonai.core.errors import InputError
 from leptonai.operations.ingest.promql.lexer import Token, duration_ms, tokens, unquote
+from leptonai.operations.ingest.promql.patterns import safe_matcher
 from leptonai.operations.ingest.promql.syntax import (
     Aggregate,
     Binary,
@@ -247,7 +248,7 @@ class _Parser:
                 kind = next((each for each in OPS if each == op), None)
                 if kind is None:
                     raise InputError(f"expected one of {', '.join(OPS)} after {label[:40]}, found {op!r}")
-                matchers.append(Matcher(label, kind, unquote(self.expect("text", "").text)))
+                matchers.append(safe_matcher(label, kind, unquote(self.expect("text", "").text)))
                 if self._accept(",") is None:
                     self.expect("op", "}")
                     break

@@ -1,0 +1,1 @@
+"""A training run watched while it goes: spikes, divergence, stragglers, hangs, silent corruption."""
