@@ -65,6 +65,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks (an hour and a half; peers install th
 	$(BIN)/python -m benchmarks.operator_alarms
 	$(BIN)/python -m benchmarks.agent_cost
 	$(BIN)/python -m benchmarks.training_watch
+	$(BIN)/python -m benchmarks.remaining_life
 
 docs: $(VENV)/.dev  ## Write the generated pages of docs/ anew
 	$(BIN)/python -m leptonai.compute.reference > docs/cluster-file.md

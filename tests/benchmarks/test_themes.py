@@ -22,6 +22,7 @@ from benchmarks import (
     privacy_audit,
     private_accuracy,
     private_training,
+    remaining_life,
     sdk_ten_epochs,
     sync_training,
     time_to_accuracy,
@@ -133,6 +134,18 @@ PROMISED = {
     "stops_named": (20, "higher"),
     "machine_precision": (0.95, "higher"),
     "machine_f1": (0.92, "higher"),
+    "fd001_rmse": (12.0, "lower"),
+    "fd001_coverage": (0.88, "higher"),
+    "fd001_fit": (60, "lower"),
+    "fd002_rmse": (23.3, "lower"),
+    "fd002_coverage": (0.88, "higher"),
+    "fd002_fit": (60, "lower"),
+    "fd004_rmse": (23.8, "lower"),
+    "fd004_coverage": (0.88, "higher"),
+    "fd004_fit": (60, "lower"),
+    "ai4i_pr_auc": (0.85, "higher"),
+    "ai4i_calibration": (0.10, "lower"),
+    "ai4i_brier": (0.5, "lower"),
     "machine_seconds": (1, "lower"),
 }
 
@@ -162,6 +175,7 @@ def themes(folder: Path) -> list[Benchmark]:
         operator_alarms.benchmark(),
         agent_cost.benchmark(),
         training_watch.benchmark(),
+        remaining_life.benchmark(),
     ]
 
 

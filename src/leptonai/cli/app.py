@@ -23,6 +23,7 @@ from leptonai.cli import (
     faults,
     ops,
     plan,
+    predict,
     privacy_check,
     private,
     replay,
@@ -77,6 +78,7 @@ def build_app() -> typer.Typer:
     app.command(epilog=collector.EXAMPLES)(collector.collector)
     app.add_typer(ops.app, name="ops")
     app.add_typer(faults.app, name="faults")
+    app.add_typer(predict.app, name="predict")
     app.add_typer(data.app, name="data")
     privacy = privacy_app(_dataset_of)
     privacy.command("audit", epilog=privacy_check.EXAMPLES)(privacy_check.audit_run)

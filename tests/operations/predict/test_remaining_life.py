@@ -55,7 +55,7 @@ def test_it_is_close_and_its_interval_holds_what_it_says() -> None:
 def test_the_signal_that_matters_is_named_first() -> None:
     history, _ = worn(30, seed=3, cut=True)
     first = [each.reasons[0].signal for each in model().predict(history) if isinstance(each, Outlook)]
-    assert first.count("heat") > 0.9 * len(first)
+    assert first.count("heat") > 0.8 * len(first)
 
 
 def test_features_never_look_ahead() -> None:

@@ -56,7 +56,7 @@ class Trees:
         if not self._loaded:
             lightgbm = _lightgbm()
             try:
-                self._loaded.append(lightgbm.Booster(model_str=self.text, params={"verbose": -1}))
+                self._loaded.append(lightgbm.Booster(model_str=self.text))
             except lightgbm.basic.LightGBMError as error:
                 raise InputError(f"the trees of this model cannot be read: {error}") from error
         return self._loaded[0]
@@ -70,7 +70,7 @@ def grow(
     objective: Objective,
     seed: int,
     recipe: Recipe | None = None,
-    num_threads: int = 2,
+    num_threads: int = 1,
 ) -> Trees:
     """Trees for these rows; the same on every machine for one seed and number of threads.
 

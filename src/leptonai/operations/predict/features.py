@@ -70,23 +70,31 @@ class Features:
         return np.hstack(columns)
 
 
-def fit_features(history: History, *, seed: int) -> Features:
-    """Features for units like those of the history."""
+def fit_features(history: History, *, seed: int, windows: tuple[int, int, int] | None = None) -> Features:
+    """Features for units like those of the history.
+
+    Args:
+        windows: short to long, in samples; None: shares of the median number of samples.
+    """
     conditions = fit_conditions(history.units, seed=seed)
-    typical = float(np.median([unit.num_samples for unit in history.units]))
-    windows, least = [], 2
-    for share in WINDOW_SHARES:
-        windows.append(min(max(least, round(share * typical)), LONGEST_WINDOW))
-        least = windows[-1] + 1
     kept = tuple(int(at) for at in np.flatnonzero(conditions.spread_KS.max(0) > 0))
     gone_S = np.any([np.isnan(unit.signals_TS).any(0) for unit in history.units], axis=0)
     return Features(
         conditions=conditions,
         kept=kept,
         gappy=tuple(at for at in kept if gone_S[at]),
-        windows=tuple(windows),
+        windows=windows or _windows(history),
         signal_names=history.signal_names,
     )
+
+
+def _windows(history: History) -> tuple[int, ...]:
+    typical = float(np.median([unit.num_samples for unit in history.units]))
+    windows, least = [], 2
+    for share in WINDOW_SHARES:
+        windows.append(min(max(least, round(share * typical)), LONGEST_WINDOW))
+        least = windows[-1] + 1
+    return tuple(windows)
 
 
 class _Sums:

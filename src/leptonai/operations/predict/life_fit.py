@@ -21,8 +21,8 @@ LEAST_UNITS = 12
 """Failed units below which nothing can be chosen or calibrated by leaving some out."""
 MOST_ROWS = 16_000
 """Rows fitted to: neighbouring samples of a unit say almost the same, so a thinner grid loses little."""
-CAP_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.25, 2.0)
-"""Caps tried, as shares of the median life."""
+CAP_SHARES = (*(number / 40 for number in range(16, 41)), 1.25, 1.5, 2.0)
+"""Caps tried, as shares of the median life: finely where the error turns, since all share one factorisation."""
 LOOK_SHARES = (0.6, 0.75, 1.0)
 """When units may be looked at: at any moment of the last this share of the median life."""
 LOOK = 1.0
@@ -65,7 +65,7 @@ def fit_remaining_life(
     *,
     seed: int = 0,
     coverage: float = 0.9,
-    num_threads: int = 2,
+    num_threads: int = 1,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[LifeModel, Chosen]:
     """A model of remaining life from units that ran to failure; censored units are not used.
